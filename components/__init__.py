@@ -1,0 +1,1 @@
+"""Memory mechanisms: one file each, registered by name; writers and feature maps beside them."""

@@ -1,0 +1,1 @@
+"""Writers: pure functions by which a segment changes a memory's state."""

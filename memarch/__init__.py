@@ -1,0 +1,1 @@
+"""The public face: what `import memarch` gives, and the command line."""

@@ -1,0 +1,1 @@
+"""Tasks, training, the study driver (Optuna, Ray, MLflow) and reports."""
