@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
@@ -90,7 +90,7 @@ class Segment:
     """[B, T] token ids, at the segment site only."""
     rope: tuple[Tensor, Tensor] | None = None
     """cos, sin `[1 or N, T, d]` where the backbone rotates queries and keys."""
-    write: slice = slice(0, 0)
+    write: slice = field(default_factory=lambda: slice(0, 0))
     """Positions of the write tokens that the model appended."""
     answers: bool = True
     """The outputs are wanted, not only the state."""
