@@ -1,4 +1,4 @@
-"""One registry for memories and tasks: a name, the class behind it, presets, duplicate names refused."""
+"""The registry of memories and tasks: a name, the class behind it, presets, duplicates refused."""
 
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ class Entry(Generic[T]):
     paper: str = ""
 
 
+registries: list[Registry[Any]] = []
+"""Every registry, for plugins: one file may register memories, tasks, or both."""
+
+
 class Registry(Generic[T]):
-    """Names to classes. `load` imports the modules that register the built-in entries, on first use."""
+    """Names to classes. The modules that register the built-in entries are imported on first use."""
 
     def __init__(self, kind: str, packages: tuple[str, ...]) -> None:
+        registries.append(self)
         self.kind = kind
         self._packages = packages
         self._entries: dict[str, Entry[T]] = {}
@@ -59,9 +64,21 @@ class Registry(Generic[T]):
         self._load()
         return name in self._entries
 
+    def names(self) -> set[str]:
+        """Every registered name."""
+        self._load()
+        return set(self._entries)
+
+    def remove(self, name: str) -> None:
+        """Forget a name: its plugin is imported anew."""
+        self._entries.pop(name, None)
+
     def _add(self, entry: Entry[T]) -> None:
         other = self._entries.get(entry.name)
-        if other is not None and _owner(other.cls) != _owner(entry.cls):
+        if other is not None and (_owner(other.cls), other.defaults) != (
+            _owner(entry.cls),
+            entry.defaults,
+        ):
             raise SpecError(
                 f"{self.kind} {entry.name!r} is registered twice: by {_owner(other.cls)} and by "
                 f"{_owner(entry.cls)}; rename one"
