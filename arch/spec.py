@@ -48,6 +48,9 @@ _POSITIVE = (
     "head_dim",
 )
 
+_FOLLOW = ("num_key_value_heads", "head_dim")
+"""Sizes that follow from the others where the spec does not give them (`arch.backbone`)."""
+
 
 class BackboneSpec(BaseModel):
     """`{type: llama, <keys of its config.json>}`, random, or `{pretrained: PATH_OR_NAME}`."""
@@ -167,7 +170,8 @@ def _check_sizes(raw: Mapping[str, Any], values: Mapping[str, Any], keys: Config
 
     def read(name: str) -> Any:
         real = keys.real_name(name)
-        return values.get(real, keys.keys[real].default) if real in keys.keys else None
+        default = None if name in _FOLLOW or real not in keys.keys else keys.keys[real].default
+        return values.get(real, default)
 
     def name_of(name: str) -> str:
         return keys.real_name(name) if keys.real_name(name) in raw else name

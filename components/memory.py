@@ -74,6 +74,8 @@ class BuildContext:
     """Index of the layer, or None for a memory at the segment site."""
     head_weight: Tensor | None = None
     """[vocab, D], the weight of the language model's head, to initialise a copy from."""
+    impl: Literal["auto", "reference", "triton"] = "auto"
+    """Which implementation the operations in kernels/ use."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Segment:
     """The outputs are wanted, not only the state."""
     frozen: bool = False
     """A query: read the state; what the step returns as new state is thrown away."""
+    full: bool = False
+    """Every token is valid (known without looking at `valid`, which would wait for the device)."""
     pieces: int = 1
     """How many segments of equal length x holds: above 1 only for memories with `whole_input`."""
 
@@ -106,8 +110,8 @@ class Stack(Protocol):
     losses: list[Tensor]
     """Auxiliary losses `[B]` that the memory adds to the training loss."""
 
-    def __call__(self, x: Tensor, valid: Tensor) -> Tensor:
-        """Run x `[B, T', D]` with valid `[B, T']`; the last call's layer states become the segment's."""
+    def __call__(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Run x `[B, T', D]` with valid `[B, T']`, None for all; the last call's layer states stay."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -122,13 +126,19 @@ class Memory(nn.Module, ABC):
     Settings: ClassVar[type[MemorySettings]]
     whole_input: ClassVar[bool] = False
     """`step` over several segments at once equals `step` over one after the other."""
-    groupable: ClassVar[bool] = True
+    groupable: bool = True
     """States of different segments have equal shapes, so cells of different segments run as one."""
     positions: ClassVar[Literal["segment", "input"]] = "segment"
     """Whether the backbone's positions start anew in every segment or run on through the input."""
 
     write_tokens: int = 0
     """Learned tokens that the model appends to each segment, shared by all memories that ask."""
+    keeps_attention: bool = True
+    """A mixer that stands in for attention says False: the layer's attention is then left out."""
+    needs_ids: bool = False
+    """At the segment site: `step` reads the segment's token ids, so it must be the outermost."""
+    second_order: bool = False
+    """`step` differentiates through gradients, so what is inside must be twice differentiable."""
 
     @abstractmethod
     def init_state(self, batch: int, like: Tensor) -> State:
@@ -145,11 +155,11 @@ class Memory(nn.Module, ABC):
         return None
 
 
-def keep_empty_rows(old: State, new: State, valid: Tensor) -> State:
-    """`new`, but bit for bit `old` in rows of `valid` `[N, T]` that have no valid token."""
-    some = valid.any(dim=1)
-    if bool(some.all()):
+def keep_empty_rows(old: State, new: State, segment: Segment) -> State:
+    """`new`, but bit for bit `old` in rows of the segment that have no valid token."""
+    if segment.full:
         return new
+    some = segment.valid.any(dim=1)
     return {
         key: torch.where(some.view(-1, *[1] * (value.ndim - 1)), value, old[key])
         for key, value in new.items()

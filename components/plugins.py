@@ -1,4 +1,4 @@
-"""A user's own memories and tasks: the Python files under `plugins:` are imported and register them.
+"""A user's own memories and tasks: the Python files under `plugins:` are imported and register.
 
 A plugin's module is named after its stem and a hash of its text, so the driver's file and a
 worker's copy of it are the same module, and an edited file takes the old one's place.

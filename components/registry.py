@@ -28,7 +28,7 @@ registries: list[Registry[Any]] = []
 
 
 class Registry(Generic[T]):
-    """Names to classes. The modules that register the built-in entries are imported on first use."""
+    """Names to classes. Modules that register the built-in entries are imported on first use."""
 
     def __init__(self, kind: str, packages: tuple[str, ...]) -> None:
         registries.append(self)

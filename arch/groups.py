@@ -1,0 +1,145 @@
+"""Groups: cells that are alike run as one, their weights stacked, their rows side by side.
+
+A group of cells (s_1, l_1) ... (s_G, l_G) is one call of transformers' own layer forward on
+`[G * B, T, D]`. The layer is a copy of the first cell's whose leaves hold weights `[G, ...]` and see
+their input as `[G, B * T, D]`; everything between the leaves is agnostic to how many rows there are.
+Parameters stay with their layers: they are stacked once a run, and autograd unbinds them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from memarch.arch.cells import Cell
+from memarch.components.leaves import RMSNorm, ShortConv, Vector
+from memarch.components.memory import Segment, State
+
+LEAVES: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    Conv1D,
+    nn.LayerNorm,
+    RMSNorm,
+    ShortConv,
+    Vector,
+)
+
+
+class StackedLinear(nn.Module):
+    """G linear maps: `[G * B, ..., I] -> [G * B, ..., O]`, weight `[G, I, O]`, bias `[G, O]` or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each map on its share of the rows."""
+        groups = self.weight.shape[0]
+        rows = x.reshape(groups, -1, x.shape[-1])
+        y = rows @ self.weight if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight)
+        return y.view(*x.shape[:-1], -1)
+
+
+class StackedLayerNorm(nn.Module):
+    """G layer norms: weight and bias `[G, D]`."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each norm on its share of the rows."""
+        rows = x.reshape(self.weight.shape[0], -1, x.shape[-1])
+        normed = nn.functional.layer_norm(rows, rows.shape[-1:], eps=self.eps) * self.weight.unsqueeze(1)
+        return (normed if self.bias is None else normed + self.bias.unsqueeze(1)).view_as(x)
+
+
+class Group:
+    """Cells of equal structure, and a copy of the first one whose leaves take stacked weights."""
+
+    def __init__(self, layers: Sequence[int], cells: Sequence[Cell]) -> None:
+        self.layers = list(layers)
+        self.template = _share_parameters(cells[0])
+        names = [name for name, module in cells[0].named_modules() if isinstance(module, LEAVES)]
+        self._leaves: list[tuple[nn.Module, dict[str, Tensor]]] = []
+        for name in names:
+            owners = [cell.get_submodule(name) for cell in cells]
+            leaf = _stacked_leaf(self.template, name)
+            self._leaves.append((leaf, {key: _stack(owners, key) for key in ("weight", "bias")}))
+
+    def run(
+        self, layers: Sequence[int], x: Tensor, states: dict[str, State], segment: Segment
+    ) -> tuple[Tensor, dict[str, State]]:
+        """The cells of `layers`, a run of neighbours in this group, on `[len(layers) * B, T, D]`."""
+        start = self.layers.index(layers[0])
+        for leaf, stacked in self._leaves:
+            for key, value in stacked.items():
+                if value is not None:
+                    setattr(leaf, key, value[start : start + len(layers)])
+        outputs: tuple[Tensor, dict[str, State]] = self.template(x, states, segment)
+        return outputs
+
+
+def group_cells(cells: Sequence[Cell]) -> list[Group]:
+    """Cells by structure, each group in the order of its layers."""
+    alike: dict[object, list[int]] = {}
+    for index, cell in enumerate(cells):
+        alike.setdefault(_signature(cell, index), []).append(index)
+    return [Group(layers, [cells[index] for index in layers]) for layers in alike.values()]
+
+
+def _signature(cell: Cell, index: int) -> object:
+    """Equal for cells that one template can run; unique where a parameter has no leaf to own it."""
+    if not all(memory.groupable for memory in cell.memories.values()):  # type: ignore[union-attr]
+        return index
+    parts: list[object] = []
+    for name, module in cell.named_modules():
+        own = tuple((key, value.shape, value.dtype) for key, value in module.named_parameters(recurse=False))
+        if own and not isinstance(module, LEAVES):
+            return index
+        plain = {
+            key: value
+            for key, value in vars(module).items()
+            if key != "layer_idx" and isinstance(value, int | float | str | bool)
+        }
+        parts.append((name, type(module), own, tuple(sorted(plain.items()))))
+    return tuple(parts)
+
+
+def _share_parameters(cell: Cell) -> Cell:
+    shared = {id(tensor): tensor for tensor in (*cell.parameters(), *cell.buffers())}
+    return copy.deepcopy(cell, shared)  # type: ignore[arg-type]
+
+
+def _stacked_leaf(template: Cell, name: str) -> nn.Module:
+    """Replace the template's leaf by one that takes stacked weights, and return it."""
+    parent, _, attribute = name.rpartition(".")
+    old = template.get_submodule(name)
+    new: nn.Module
+    if isinstance(old, nn.Linear | Conv1D):
+        new = StackedLinear()
+    elif isinstance(old, nn.LayerNorm):
+        new = StackedLayerNorm(old.eps)
+    else:
+        new = copy.copy(old)
+        new._parameters = {}
+    new.train(old.training)
+    for key in ("weight", "bias"):
+        if key in old._parameters:
+            setattr(new, key, None)
+    setattr(template.get_submodule(parent), attribute, new)
+    return new
+
+
+def _stack(owners: Sequence[nn.Module], key: str) -> Tensor:
+    values = [getattr(owner, key, None) for owner in owners]
+    if values[0] is None:
+        return None  # type: ignore[return-value]
+    stacked = values[0].unsqueeze(0) if len(values) == 1 else torch.stack(values)
+    return stacked.mT if key == "weight" and isinstance(owners[0], nn.Linear) else stacked
