@@ -1,4 +1,4 @@
-"""Token-level delta rules as mixers: DeltaNet (arXiv 2406.06484), Gated DeltaNet (arXiv 2412.06464).
+"""Token-level mixers: DeltaNet (arXiv 2406.06484) and Gated DeltaNet (arXiv 2412.06464).
 
 For each token x_t and, inside every head,
 
@@ -10,9 +10,9 @@ For each token x_t and, inside every head,
     S_t = S_{t-1} + k_t v_t^T                                                     write: hebbian
     y_t = W_o [norm(S_t^T q_t)],  times SiLU(W_gate x_t) before W_o with `output_gate`
 
-State: S `[N, H, K, V]` in float32 at least, and `conv` `[N, conv - 1, 2 H K + H V]`, the last inputs of
-the convolution. Both run through all tokens of the input and skip invalid ones, so the borders of
-segments change nothing. Shapes: N rows, T tokens, D hidden, H heads, K key, V value.
+State: S `[N, H, K, V]` in float32 at least, and `conv` `[N, conv - 1, 2 H K + H V]`, the last
+inputs of the convolution. Both run through all tokens of the input and skip invalid ones, so the
+borders of segments change nothing. Shapes: N rows, T tokens, D hidden, H heads, K key, V value.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Hebbian(Strict):
 
 @memories.register("delta", paper="2406.06484")
 class DeltaMixer(Memory):
-    """A matrix per head, written and read at every token, instead of or beside the layer's attention."""
+    """A matrix per head, written and read at every token, instead of or beside attention."""
 
     site: ClassVar[Site] = "mixer"
     whole_input: ClassVar[bool] = True
@@ -133,7 +133,7 @@ class DeltaMixer(Memory):
             if leaf is not None:
                 leaf.reset_parameters()
         if self.decay is not None and self.decay_bias is not None:
-            # The papers' ranges (Mamba's): A in (0, 16], softplus(bias) log-uniform in [0.001, 0.1].
+            # The paper's (and Mamba's) ranges: A in (0, 16), softplus(bias) in [0.001, 0.1].
             nn.init.uniform_(self.decay.weight, 1e-3, 16.0)
             nn.init.uniform_(self.decay_bias.weight, math.log(1e-3), math.log(1e-1))
             with torch.no_grad():
@@ -151,7 +151,7 @@ class DeltaMixer(Memory):
         self, state: State, x: Tensor, inner: Callable[..., Tensor] | None, segment: Segment
     ) -> tuple[Tensor, State]:
         order = None if segment.full else valid_first(segment.valid)
-        valid = take(segment.valid, order, dim=1)
+        valid = None if segment.full else take(segment.valid, order, dim=1)
         y, new = self._mix(state, take(x, order, dim=1), valid)
         y = take(y, inverse(order), dim=1)
         if self.settings.beside:
@@ -159,8 +159,11 @@ class DeltaMixer(Memory):
             y = inner(x) + y
         return y, keep_empty_rows(state, new, segment)
 
-    def _mix(self, state: State, x: Tensor, valid: Tensor) -> tuple[Tensor, State]:
-        """The equations above for x `[N, T, D]`, in which no valid token follows an invalid one."""
+    def _mix(self, state: State, x: Tensor, valid: Tensor | None) -> tuple[Tensor, State]:
+        """The equations above for x `[N, T, D]`, in which no valid token follows an invalid one.
+
+        valid `[N, T]`, or None where all tokens are.
+        """
         qkv = self.qkv(x)
         new: State = {}
         if self.conv is not None:
@@ -176,7 +179,7 @@ class DeltaMixer(Memory):
             q, k = _unit(q), _unit(k)
         q = q * self.key**-0.5
 
-        o, new["S"] = self._write(state["S"], q, k, v, x, valid.unsqueeze(-1))
+        o, new["S"] = self._write(state["S"], q, k, v, x, valid)
         new = {key: value.to(state[key].dtype) for key, value in new.items()}
         if self.norm is not None:
             o = self.norm(o)
@@ -186,21 +189,20 @@ class DeltaMixer(Memory):
         return self.out(o), new
 
     def _write(
-        self, state: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor, valid: Tensor
+        self, state: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """`(outputs [N, T, H, V], S after the last token)`; valid `[N, T, 1]`: others write nothing."""
+        """`(outputs [N, T, H, V], S after the last token)`. Invalid tokens write nothing."""
         write, chunk_size = self.settings.write, self.settings.chunk_size
         if isinstance(write, Hebbian) or self.beta is None:
-            v = v.masked_fill(~valid.unsqueeze(-1), 0)
-            return token_hebbian(q, k, v, state, chunk_size=chunk_size)
+            return token_hebbian(q, k, _zero_invalid(v, valid), state, chunk_size=chunk_size)
         beta = self.beta(x).sigmoid() * (2 if write.negative_eigenvalues else 1)
-        beta = beta.masked_fill(~valid, 0)
+        beta = _zero_invalid(beta, valid)
         if self.alpha is None or self.decay is None or self.decay_bias is None:
             return delta_rule(q, k, v, beta, state, chunk_size=chunk_size, impl=self.impl)
         rate = self.alpha(x) + self.decay_bias(x.shape[0]).unsqueeze(1)
         rate = F.softplus(rate.to(state.dtype))
         g = -self.decay(x.shape[0]).unsqueeze(1).to(state.dtype).exp() * rate
-        g = g.masked_fill(~valid, 0)
+        g = _zero_invalid(g, valid)
         return gated_delta_rule(q, k, v, beta, g, state, chunk_size=chunk_size, impl=self.impl)
 
 
@@ -220,10 +222,19 @@ def _unit(x: Tensor) -> Tensor:
     return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)
 
 
-def _advance_tail(tail: Tensor, x: Tensor, valid: Tensor) -> Tensor:
+def _zero_invalid(x: Tensor, valid: Tensor | None) -> Tensor:
+    """x `[N, T, ...]` with zeros at invalid tokens."""
+    if valid is None:
+        return x
+    return x.masked_fill(~valid.view(*valid.shape, *[1] * (x.ndim - 2)), 0)
+
+
+def _advance_tail(tail: Tensor, x: Tensor, valid: Tensor | None) -> Tensor:
     """The last inputs of the convolution after x `[N, T, C]`, whose valid tokens stand first."""
-    seen = torch.cat([tail, x.to(tail.dtype)], dim=1)
     length = tail.shape[1]
+    seen = torch.cat([tail, x.to(tail.dtype)], dim=1)
+    if valid is None:
+        return seen[:, -length:]
     start = valid.sum(dim=1, keepdim=True)
     return take(seen, start + torch.arange(length, device=x.device), dim=1)
 

@@ -34,11 +34,11 @@ from memarch.components.token_order import take, valid_first, valid_last
 
 
 def causal_mask(past: Tensor, valid: Tensor, window: int | None = None) -> Tensor:
-    """Which of the stored tokens and of the new ones each new token may see: bool `[N, 1, T, S + T]`.
+    """Which stored and which new tokens each new token may see: bool `[N, 1, T, S + T]`.
 
-    past `[N, S]` and valid `[N, T]` are bool. A token sees valid tokens up to itself, and no more than
-    the last `window` of them. Every token sees itself, so that no row of the mask is empty; what
-    invalid tokens see does not matter.
+    past `[N, S]` and valid `[N, T]` are bool. A token sees valid tokens up to itself, and no more
+    than the last `window` of them. Every token sees itself, so that no row of the mask is empty;
+    what invalid tokens see does not matter.
     """
     stored, time = past.shape[1], valid.shape[1]
     keys = torch.cat([past, valid], dim=1)
@@ -95,24 +95,29 @@ class KVCache(Memory):
         }
         mask = causal_mask(state["valid"], segment.valid, self.settings.window)
         y = inner(q, seen["k"], seen["v"], mask)
-        new = self._keep(seen)
+        new = self._keep(seen, segment.full)
         new = {key: value.to(state[key].dtype) for key, value in new.items()}
         return y, new
 
-    def _keep(self, seen: State) -> State:
-        """Of all tokens seen, those that a later token may see, gaps closed."""
+    def _keep(self, seen: State, full: bool) -> State:
+        """Of all tokens seen, those that a later token may see, gaps closed.
+
+        Where all new tokens are valid, nothing but the gaps of a growing cache needs work.
+        """
         valid = seen["valid"]
         if self.settings.window is None:
             order, size = valid_first(valid), int(valid.sum(dim=1).max())
             kept = slice(0, size)
         else:
-            order, size = valid_last(valid), self.settings.window - 1
+            order, size = None if full else valid_last(valid), self.settings.window - 1
             kept = slice(valid.shape[1] - size, None)
         new = {
             "k": take(seen["k"], order, dim=2)[:, :, kept],
             "v": take(seen["v"], order, dim=2)[:, :, kept],
             "valid": take(valid, order, dim=1)[:, kept],
         }
+        if full:
+            return new
         empty = ~new["valid"][:, None, :, None]
         return new | {key: new[key].masked_fill(empty, 0) for key in ("k", "v")}
 

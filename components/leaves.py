@@ -15,7 +15,7 @@ from torch import Tensor, nn
 def per_row(weight: Tensor, num_dims: int, rows: int) -> Tensor:
     """A weight of `num_dims` dimensions, ready to broadcast with `[rows, ...]`.
 
-    `[*shape] -> [1, *shape]`; stacked `[G, *shape] -> [rows, *shape]`, each cell's weight for its rows.
+    `[*shape] -> [1, *shape]`; stacked `[G, *shape] -> [rows, *shape]`, each row its cell's.
     """
     if weight.ndim == num_dims:
         return weight.unsqueeze(0)
@@ -45,7 +45,7 @@ class RMSNorm(nn.Module):
 
 
 class ShortConv(nn.Module):
-    """Depthwise causal convolution: y_t = sum_j weight[:, j] * x_{t - K + 1 + j}, the tail before x_1.
+    """Depthwise causal convolution y_t = sum_j weight[:, j] * x_{t - K + 1 + j}, tail before x_1.
 
     Shapes: x, y `[N, T, C]`, tail `[N, K - 1, C]`, weight `[C, K]`.
     """

@@ -7,21 +7,21 @@ from torch import Tensor
 
 
 def valid_first(valid: Tensor) -> Tensor | None:
-    """Indices `[N, T]` that put each row's valid tokens first, order kept; None if they already are."""
+    """Indices `[N, T]` that put a row's valid tokens first, order kept; None if they are."""
     if bool((valid[:, :-1] | ~valid[:, 1:]).all()):
         return None
     return torch.argsort(~valid, dim=1, stable=True)
 
 
 def valid_last(valid: Tensor) -> Tensor | None:
-    """Indices `[N, T]` that put each row's valid tokens last, order kept; None if they already are."""
+    """Indices `[N, T]` that put a row's valid tokens last, order kept; None if they are."""
     if bool((~valid[:, :-1] | valid[:, 1:]).all()):
         return None
     return torch.argsort(valid.to(torch.uint8), dim=1, stable=True)
 
 
 def take(x: Tensor, order: Tensor | None, dim: int) -> Tensor:
-    """x `[N, ...]` with its dimension `dim` reordered, in row n by `order[n]`; None leaves it as it is.
+    """x `[N, ...]` with dimension `dim` reordered, in row n by `order[n]`; None: as it is.
 
     Shapes: order `[N, M]`; the result has size M in dimension `dim`.
     """

@@ -1,7 +1,7 @@
-"""Linear attention: every token adds its key-value pair to the matrix (arXiv 2006.16236, unnormalised).
+"""Linear attention: every token adds its key-value pair to a matrix (arXiv 2006.16236).
 
     S_t = S_{t-1} + k_t v_t^T
-    o_t = S_t^T q_t
+    o_t = S_t^T q_t                  without the paper's normaliser
 
 Shapes: q, k `[B, T, H, K]`, v `[B, T, H, V]`, state `[B, H, K, V]`.
 """

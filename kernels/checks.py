@@ -1,0 +1,66 @@
+"""What every operation checks before it computes: shapes by named dimensions, and `impl`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Impl = Literal["auto", "reference", "triton"]
+Form = Literal["chunked", "recurrent"]
+
+
+def check_shapes(op: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
+    """Sizes by letter, from `name=(tensor, "B T H K")`. A letter must have one size everywhere."""
+    sizes: dict[str, int] = {}
+    for name, (tensor, letters) in tensors.items():
+        dims = letters.split()
+        if tensor.ndim == len(dims):
+            for dim, size in zip(dims, tensor.shape, strict=True):
+                sizes.setdefault(dim, size)
+        if list(tensor.shape) != [sizes.get(dim) for dim in dims]:
+            expected = ", ".join(f"{dim}={sizes[dim]}" if dim in sizes else dim for dim in dims)
+            raise ValueError(f"{op}: {name} must have shape [{expected}], got {list(tensor.shape)}")
+    return sizes
+
+
+def check_form(op: str, form: str, chunk_size: int) -> None:
+    """`form` is one of the two that exist, and a chunk holds at least one token."""
+    if form not in ("chunked", "recurrent"):
+        raise ValueError(f"{op}: form must be 'chunked' or 'recurrent', got {form!r}")
+    if chunk_size < 1:
+        raise ValueError(f"{op}: chunk_size must be at least 1, got {chunk_size}")
+
+
+def resolve_impl(op: str, impl: str) -> Literal["reference"]:
+    """The implementation that runs. An explicit request is never replaced by another one."""
+    if impl in ("auto", "reference"):
+        return "reference"
+    if impl == "triton":
+        raise ValueError(f"{op} has no Triton implementation; use impl='auto' or 'reference'")
+    raise ValueError(f"{op}: impl must be 'auto', 'reference' or 'triton', got {impl!r}")
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The largest of float32 and the tensors' types: recurrences are never computed in less."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def fold_chunks(x: Tensor, size: int) -> Tensor:
+    """`[B, T, H, X] -> [chunks, B * H, size, X]`, zeros after the last token."""
+    batch, time, heads, width = x.shape
+    chunks = -(-time // size)
+    x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, chunks * size - time))
+    x = x.view(batch, chunks, size, heads, width).permute(1, 0, 3, 2, 4)
+    return x.reshape(chunks, batch * heads, size, width)
+
+
+def unfold_chunks(x: Tensor, batch: int, time: int) -> Tensor:
+    """`[chunks, B * H, size, X] -> [B, T, H, X]`: the inverse of `fold_chunks`."""
+    chunks, rows, size, width = x.shape
+    x = x.view(chunks, batch, rows // batch, size, width).permute(1, 0, 3, 2, 4)
+    return x.reshape(batch, chunks * size, rows // batch, width)[:, :time]
