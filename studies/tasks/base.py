@@ -9,11 +9,14 @@ is a segment of its own, so the answer is never in the segment that asks. A row 
 | `query_ids` | one list per query: the question's tokens, then the answer's |
 | `answer_start` | per query, the index in `query_ids` at which the answer starts |
 | `guess_seen` | per query, the chance that a guess among the values seen in the context is right |
-| `tags` | per query: `distance` (context tokens after the fact that is needed), `age` (facts after it), `facts` (facts in the context) |
+| `tags` | per query: `distance`, `age` and `facts`, below |
 | `num_bytes` | language modelling only: bytes of text behind the scored tokens |
 
-Importing this module imports neither torch, datasets, transformers nor numpy: `memarch validate` needs
-the settings only.
+Tags say how hard an answer is: `distance` counts the context's tokens after the fact that is needed
+(the oldest, where several are), `age` the facts after it, `facts` all facts of the context.
+
+Importing this module imports neither torch, datasets, transformers nor numpy: `memarch validate`
+needs the settings only.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class TaskSettings(BaseModel):
     the task's own vocabulary where the backbone starts from random weights."""
 
     def check_data(self, base_dir: Path) -> None:
-        """Raise SpecError when data that the settings name is missing. Cheap: nothing is read whole.
+        """Raise SpecError when data that the settings name is missing. Cheap: nothing is read.
 
         `base_dir` is the folder of the study file, where relative paths start.
         """
@@ -86,7 +89,10 @@ class Task(ABC):
     def batches(
         self, split: Split, batch_size: int, seed: int, start: int = 0
     ) -> Iterator[dict[str, Any]]:
-        """Endless batches, collated, from batch number `start` on: each depends on its number alone."""
+        """Endless collated batches from number `start` on.
+
+        Each depends on its number alone, so a resumed run sees what an uninterrupted one would.
+        """
 
     @abstractmethod
     def floors(self, dataset: datasets.Dataset) -> dict[str, float]:
@@ -131,7 +137,7 @@ def parse_settings(settings: Mapping[str, Any], path: str = "task") -> TaskSetti
 
 
 def build_task(settings: Mapping[str, Any] | TaskSettings, *, tokenizer: Any = None) -> Task:
-    """The task that settings describe; `tokenizer` is the pretrained backbone's, if there is one."""
+    """The task that settings describe; `tokenizer` is that of a pretrained backbone, if any."""
     checked = settings if isinstance(settings, TaskSettings) else parse_settings(settings)
     if checked.tokenizer is not None:
         tokenizer = _load_tokenizer(checked.tokenizer)

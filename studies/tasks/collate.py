@@ -1,6 +1,6 @@
 """Rows or arrays of samples become the padded tensors that a memarch model takes.
 
-Queries of a batch are flattened: rows `b * R ... b * R + R - 1` of `input_ids` ask about context `b`.
+Queries of a batch are flattened: rows `b * R ... b * R + R - 1` of `input_ids` ask about context b.
 Everything is padded on the right; masks are 1 for real tokens; labels are -100 where nothing is
 scored, and stand where their token stands (the model shifts them, as transformers do).
 
