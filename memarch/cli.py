@@ -1,0 +1,508 @@
+"""The command line: `memarch COMMAND`. Results go to stdout, everything else to stderr.
+
+Exit codes: 0 done, 1 the work failed, 2 the input was wrong. Nothing heavy is imported here: each
+command imports what it needs when it runs, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memarch.components.errors import SpecError
+from memarch.output import WorkFailed, document_only, emit, log
+
+ASSIGNMENT = re.compile(r"[A-Za-z_][\w.\-\[\]]*=")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; its exit code. Wrong input is one line on stderr, never a traceback."""
+    try:
+        app.main(spread_assignments(arguments), prog_name="memarch", standalone_mode=False)
+    except SpecError as error:
+        log(f"error: {error}")
+        return 2
+    except click.ClickException as error:
+        log(f"error: {error.format_message()}")
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            log(f"see `{error.ctx.command_path} --help`")
+        return 2
+    except WorkFailed as error:
+        log(f"failed: {error}")
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        log("interrupted")
+        return 1
+    except BrokenPipeError:  # `memarch … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def spread_assignments(arguments: Sequence[str]) -> list[str]:
+    """`--set a=1 b=2` as `--set a=1 --set b=2`: one flag takes every assignment after it."""
+    spread: list[str] = []
+    for argument in arguments:
+        follows = len(spread) > 1 and spread[-2] == "--set" and bool(ASSIGNMENT.match(argument))
+        spread.extend(["--set", argument] if follows else [argument])
+    return spread
+
+
+class Commands(click.Group):
+    """A group that lists its commands in the order of work and knows the nearest name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            near = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.commands)}"
+            raise click.UsageError(f"unknown command {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _storage(context: click.Context, parameter: click.Parameter, value: str | None) -> Path:
+    from memarch.studies.store import storage_folder
+
+    return storage_folder(value)
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
+)
+storage_option = click.option(
+    "--storage",
+    metavar="FOLDER",
+    callback=_storage,
+    help="Where studies and their databases are.  [default: $MEMARCH_STORAGE or ./runs]",
+)
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE ...",
+    help="Override values of the file, several after one flag: --set train.lr=1e-3 study.name=b",
+)
+file_argument = click.argument("file", type=click.Path(path_type=Path))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="memarch", prog_name="memarch")
+def app() -> None:
+    """Search over memory-augmented transformers: one YAML file in, a ranked answer out.
+
+    \b
+    A first study, from nothing to a picture:
+      memarch new study my_study.yaml       a commented file to edit
+      memarch validate my_study.yaml        is it right?
+      memarch plan my_study.yaml            what will run, how large, how long
+      memarch study run my_study.yaml       run it; ends with a ranked table
+      memarch ui                            the trials in MLflow
+
+    \b
+    A memory of your own:
+      memarch new memory my_memory.py       a working one to edit
+      memarch check my_memory.py            the rules that every memory keeps
+      plugins: [my_memory.py]               in the study file: it runs beside the others
+
+    Exit codes: 0 done, 1 the work failed, 2 the input was wrong.
+    """
+
+
+@app.command()
+@click.argument("name", required=False)
+@json_option
+def components(name: str | None, as_json: bool) -> None:
+    """List the memories and tasks that a study may name, or explain one.
+
+    \b
+    memarch components              everything registered
+    memarch components gradmem      equations, settings with types and defaults, state, paper
+
+    Recurrence: with `per_segment` the state comes from the top of the previous segment, with
+    `per_layer` from the same layer of it. State bytes are measured on a small float32 model of
+    hidden size 64, 4 heads, 2 layers and segments of 16 tokens.
+    """
+    from memarch import catalogue
+
+    with document_only(as_json):
+        found = catalogue.describe(name)
+    if as_json:
+        emit(found)
+        return
+    from memarch import show
+
+    show.component(found[0]) if name else show.components(found)
+
+
+@app.command()
+@click.argument("kind", type=click.Choice(["study", "memory", "task"]))
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Overwrite a file that exists.")
+def new(kind: str, name: str, force: bool) -> None:
+    """Write a template to edit: a study, a memory or a task. Each works as it is.
+
+    \b
+    memarch new study my_study.yaml
+    memarch new memory my_memory.py
+    memarch new task my_task.py
+    """
+    from memarch.new import write_template
+
+    path, hints = write_template(kind, Path(name), force=force)
+    click.echo(f"wrote {path}")
+    for hint in hints:
+        click.echo(f"  {hint}")
+
+
+@app.command()
+@file_argument
+@set_option
+@json_option
+def validate(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check a study file: every variant and every range, against the settings' types and bounds.
+
+    \b
+    memarch validate my_study.yaml
+    memarch validate my_study.yaml --set model.segment_length=64
+
+    Nothing is built or trained. A mistake is reported with its file, line and key.
+    """
+    from memarch.studies.spec import load_study
+
+    with document_only(as_json):
+        study = load_study(file, overrides)
+        study.validate()
+        spaces = {name: list(study.space(name)) for name in study.variants}
+    if as_json:
+        emit({"valid": True, "file": str(file), "variants": spaces})
+        return
+    click.echo(f"{file} is valid")
+    for name, searched in spaces.items():
+        label = name or "one model"
+        click.echo(f"  {label}: {', '.join(searched) if searched else 'nothing is searched'}")
+
+
+@app.command()
+@file_argument
+@set_option
+@click.option("--origins", is_flag=True, help="Show where every value comes from.")
+@click.option("--dry", is_flag=True, help="Do not run the smallest and the largest trial.")
+@json_option
+def plan(file: Path, overrides: tuple[str, ...], origins: bool, dry: bool, as_json: bool) -> None:
+    """Show what a study will run, how large it is, and how long it will take.
+
+    \b
+    memarch plan my_study.yaml
+    memarch plan my_study.yaml --origins      default, file and line, variant, draw or --set
+
+    Every variant is built at its smallest and largest; the smallest and the largest trial run a few
+    steps, from which time and memory are estimated.
+    """
+    from memarch.studies.plan import plan_study
+
+    with document_only(as_json):
+        document = plan_study(file, overrides, measure=not dry, note=log)
+    if as_json:
+        emit(document)
+        return
+    from memarch import show
+
+    show.plan(document, origins=origins)
+
+
+@app.command()
+@click.argument("file", metavar="FILE | STUDY/NUMBER")
+@set_option
+@storage_option
+@click.option("--variant", help="Which of the file's variants.")
+@click.option("--local", is_flag=True, help="Run trial STUDY/NUMBER again, in this process.")
+@click.option("--again", is_flag=True, help="Train anew although a finished model is there.")
+@json_option
+def train(
+    file: str,
+    overrides: tuple[str, ...],
+    storage: Path,
+    variant: str | None,
+    local: bool,
+    again: bool,
+    as_json: bool,
+) -> None:
+    """Train, evaluate and save one model: a file without ranges, or a study's trial again.
+
+    \b
+    memarch train model.yaml
+    memarch train my_study.yaml --variant rmt --set vars.num_tokens=4 train.lr=1e-3
+    memarch train my_study/7 --local         the trial's spec, without Ray, for a debugger
+
+    A run that was interrupted goes on from its last checkpoint.
+    """
+    from memarch import train as training
+
+    with document_only(as_json):
+        if local or not Path(file).exists() and re.fullmatch(r".+/\d+", file):
+            document = training.train_trial(file, storage, overrides)
+        else:
+            document = training.train_file(Path(file), storage, overrides, variant, again=again)
+    _metrics(document, as_json)
+
+
+@app.command(name="eval")
+@click.argument("model", metavar="MODEL | STUDY/NUMBER")
+@file_argument
+@set_option
+@storage_option
+@click.option("--variant", help="Which of the file's variants describes the evaluation.")
+@json_option
+def evaluate(
+    model: str,
+    file: Path,
+    overrides: tuple[str, ...],
+    storage: Path,
+    variant: str | None,
+    as_json: bool,
+) -> None:
+    """Evaluate a saved model by the `eval:` section of a file, also far beyond its training length.
+
+    \b
+    memarch eval my_study/7 long.yaml
+    memarch eval runs/models/model long.yaml --set task.pairs=64
+    """
+    from memarch import train as training
+
+    with document_only(as_json):
+        document = training.evaluate(model, file, storage, overrides, variant)
+    _metrics(document, as_json)
+
+
+@app.group(cls=Commands)
+def study() -> None:
+    """Run studies and look at them.
+
+    \b
+    memarch study run my_study.yaml
+    memarch study list
+    memarch study show my_study
+    """
+
+
+@study.command(name="run")
+@file_argument
+@set_option
+@storage_option
+@click.option("--as", "name", help="Run under another name than the file's.")
+@click.option("--address", help="A Ray cluster: `auto` or ray://host:10001. Default: this machine.")
+@json_option
+def study_run(
+    file: Path,
+    overrides: tuple[str, ...],
+    storage: Path,
+    name: str | None,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Run a study: search, grid, or every variant once, as its `design` says.
+
+    \b
+    memarch study run my_study.yaml
+    memarch study run my_study.yaml --as longer --set study.budget.trials=100
+    memarch study run my_study.yaml --address auto --set resources.gpus=1 train.precision=bf16
+
+    Ctrl-C stops it; `memarch study resume NAME` goes on where it stopped. Nothing finished is lost.
+    """
+    from memarch import follow
+
+    with document_only(as_json):
+        document = follow.run(file, storage, overrides, name, address, quiet=as_json)
+    _study_end(document, storage, as_json)
+
+
+@study.command(name="resume")
+@click.argument("name")
+@storage_option
+@click.option("--address", help="A Ray cluster: `auto` or ray://host:10001. Default: this machine.")
+@json_option
+def study_resume(name: str, storage: Path, address: str | None, as_json: bool) -> None:
+    """Go on with a study that was interrupted: finished trials stay, the rest is run.
+
+    \b
+    memarch study resume my_study
+    """
+    from memarch import follow
+
+    with document_only(as_json):
+        document = follow.resume(name, storage, address, quiet=as_json)
+    _study_end(document, storage, as_json)
+
+
+@study.command(name="list")
+@storage_option
+@json_option
+def study_list(storage: Path, as_json: bool) -> None:
+    """List the studies of a storage folder.
+
+    \b
+    memarch study list --storage /data/runs
+    """
+    from memarch.studies.store import list_studies
+
+    rows = list_studies(storage)
+    if as_json:
+        emit(rows)
+        return
+    from memarch import show
+
+    show.studies(rows, storage)
+
+
+@study.command(name="show")
+@click.argument("name")
+@storage_option
+@json_option
+def study_show(name: str, storage: Path, as_json: bool) -> None:
+    """Show a study: its trials ranked, against the floors, with what each cost.
+
+    \b
+    memarch study show my_study
+    memarch study show my_study --json | jq '.trials[0].metrics'
+    """
+    from memarch.studies.store import show_study
+
+    document = show_study(name, storage)
+    if as_json:
+        emit(document)
+        return
+    from memarch import show
+
+    show.study(document)
+
+
+@study.command(name="report")
+@click.argument("name")
+@storage_option
+@click.option("--open/--no-open", "open_page", default=False, help="Open the page in a browser.")
+@json_option
+def study_report(name: str, storage: Path, open_page: bool, as_json: bool) -> None:
+    """Write report.html of a study: leaderboard, front of recall against state, curves, costs.
+
+    \b
+    memarch study report my_study --open
+    """
+    from memarch.studies.report import write_report
+    from memarch.studies.store import find_study
+
+    path = write_report(find_study(storage, name).path)
+    if open_page:
+        click.launch(str(path))
+    if as_json:
+        emit({"name": name, "path": str(path)})
+    else:
+        click.echo(path)
+
+
+@app.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def check(file: Path, as_json: bool) -> None:
+    """Hold a memory of your own to the rules that every memory keeps.
+
+    \b
+    memarch check my_memory.py
+
+    Strict settings, shapes, purity, batch invariance, causality, streaming equals whole, gradient
+    through time, state bytes, save and load. Exit code 1 when a rule is broken.
+    """
+    if not file.is_file():
+        raise SpecError(f"no such file: {file}")
+    from memarch.arch.conformance import check_file
+
+    with document_only(as_json):
+        results = check_file(file)
+    rows = [{"name": r.name, "passed": r.passed, "message": r.message} for r in results]
+    if as_json:
+        emit({"file": str(file), "passed": all(r.passed for r in results), "checks": rows})
+    else:
+        from memarch import show
+
+        show.checks(rows)
+    broken = sum(not r.passed for r in results)
+    if broken:
+        raise WorkFailed(f"{broken} of {len(rows)} checks")
+
+
+@app.command()
+@storage_option
+@click.option("--port", default=5000, show_default=True, help="Port of the server.")
+@click.option("--open/--no-open", "open_page", default=True, help="Open a browser when ready.")
+def ui(storage: Path, port: int, open_page: bool) -> None:
+    """Open the MLflow UI on a storage folder's studies. Ctrl-C stops it.
+
+    \b
+    memarch ui
+    memarch ui --storage /data/runs --port 5001 --no-open
+
+    One parent run a study with its report, one child run a trial. Only this machine can reach it.
+    """
+    from memarch.ui import serve
+
+    serve(storage, port, open_page=open_page)
+
+
+@app.command()
+@click.option("--output", type=click.Path(path_type=Path), help="Write to a file.")
+def schema(output: Path | None) -> None:
+    """Print the JSON Schema of study files, for completion and checks in an editor.
+
+    \b
+    memarch schema --output memarch.schema.json
+    and as first line of a YAML file:
+    # yaml-language-server: $schema=memarch.schema.json
+    """
+    from memarch.schema import study_schema
+
+    emit(study_schema(), output)
+
+
+def _metrics(document: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        emit(document)
+        return
+    from memarch import show
+
+    show.metrics(document)
+
+
+def _study_end(document: dict[str, Any], storage: Path, as_json: bool) -> None:
+    if as_json:
+        emit(document)
+    else:
+        from memarch import show
+
+        show.study(document)
+        show.where_next(document, storage)
+    trials: Iterable[dict[str, Any]] = document["trials"]
+    if document["state"] != "interrupted" and not any(t["state"] == "complete" for t in trials):
+        raise WorkFailed("no trial completed; `memarch study show` has the reasons")
+
+
+if __name__ == "__main__":
+    main()
