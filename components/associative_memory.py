@@ -98,6 +98,10 @@ class AssociativeMemory(Memory):
         self.hidden_size = context.hidden_size
         self.writes = not isinstance(settings.write, NoWrite)
         self.from_all = self.writes and settings.write.source == "all_tokens"
+        # gamma is a constant for the gradient.
+        self.exact_gradient = not (
+            isinstance(settings.write, DeltaWrite) and settings.write.correction
+        )
         self.write_tokens = 0 if self.from_all else settings.num_tokens
         if self.writes:
             self.query = nn.Linear(context.hidden_size, settings.d_mem, bias=False)
@@ -166,4 +170,4 @@ class AssociativeMemory(Memory):
         return feature_map(x, self.settings.feature_map)
 
 
-memories.preset("armt", AssociativeMemory, {}, paper="2407.04841")
+memories.preset("armt", AssociativeMemory, {"write": {"type": "delta"}}, paper="2407.04841")

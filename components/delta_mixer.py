@@ -94,7 +94,7 @@ class DeltaMixer(Memory):
         """Multiply the normalised output by SiLU(W_gate x)."""
         beside: bool = False
         """Add to the layer's attention, from zero at the start, instead of standing in for it."""
-        chunk_size: Annotated[int, Field(ge=1)] = 64
+        chunk_size: Annotated[int, Field(ge=1)] = 32
         """Tokens a chunk; changes speed, not results."""
         write: Annotated[Delta | GatedDelta | Hebbian, Field(discriminator="type")] = Delta()
         """How a token changes the state."""
@@ -173,7 +173,7 @@ class DeltaMixer(Memory):
             qkv = self.conv(qkv, tail)
         sizes = [self.heads * self.key, self.heads * self.key, self.heads * self.value]
         q, k, v = (
-            part.unflatten(-1, (self.heads, -1)) for part in F.silu(qkv).split(sizes, dim=-1)
+            part.unflatten(-1, (self.heads, -1)) for part in torch.split(F.silu(qkv), sizes, dim=-1)
         )
         if self.settings.qk_norm == "l2":
             q, k = _unit(q), _unit(k)

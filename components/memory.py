@@ -139,6 +139,8 @@ class Memory(nn.Module, ABC):
     """At the segment site: `step` reads the segment's token ids, so it must be the outermost."""
     second_order: bool = False
     """`step` differentiates through gradients, so what is inside must be twice differentiable."""
+    exact_gradient: bool = True
+    """False where the equations treat a part as constant, so that no gradient is the true slope."""
 
     @abstractmethod
     def init_state(self, batch: int, like: Tensor) -> State:

@@ -6,8 +6,8 @@ Written by a forward pass, it is the Recurrent Memory Transformer (preset `rmt`,
 
     h = stack([M_s; x_s; M_s]),  M_{s+1} = the last n rows of h (after the final norm)
 
-repeated `steps` times with the new memory in both places (GradMem's "RMT x K writes"), each time
-through an optional linear projection P of the new memory, or as M_s + LayerNorm(new).
+repeated `steps` times with the new memory in both places (GradMem's "RMT x K writes"); optionally
+what goes in passes a linear projection P, and what comes out is M_s + LayerNorm(new).
 
 Written by gradient steps, it is GradMem (preset `gradmem`, arXiv 2603.13875, eq. 4-8):
 
@@ -53,7 +53,7 @@ class ForwardWrite(Strict):
     steps: Annotated[int, Field(ge=1)] = 1
     """Passes over the segment, each with the memory that the last one wrote."""
     projection: Literal["none", "shared"] = "none"
-    """A linear map, at first the identity, before a memory that was just written is used again."""
+    """A linear map, at first the identity, on the memory that goes into each writing pass."""
     residual: bool = False
     """Add the layer-normalised new memory to the old one instead of replacing it."""
 
@@ -122,6 +122,7 @@ class TokenMemory(Memory):
             self.residual_norm = nn.LayerNorm(size) if write.residual else None
         else:
             self.needs_ids, self.second_order = True, write.mode == "second"
+            self.exact_gradient = self.second_order and write.second_order_steps is None
             if write.control_tokens:
                 names = ("write_start", "write_end", "read_start", "read_end")
                 self.controls = nn.ParameterDict(
@@ -170,12 +171,12 @@ class TokenMemory(Memory):
             return self._run(stack, [memory], x, [], segment)[:, n:], state
         outputs = x
         for index in range(write.steps):
-            hidden = self._run(stack, [memory], x, [memory], segment)
+            fed = memory if self.projection is None else self.projection(memory)
+            hidden = self._run(stack, [fed], x, [fed], segment)
             if index == 0:
                 outputs = hidden[:, n : n + length]
             new = hidden[:, n + length :]
-            memory = memory + self.residual_norm(new) if self.residual_norm is not None else new
-            memory = self.projection(memory) if self.projection is not None else memory
+            memory = new if self.residual_norm is None else memory + self.residual_norm(new)
         return outputs, {"tokens": memory}
 
     def _step_gradient(
