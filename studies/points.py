@@ -1,0 +1,134 @@
+"""Evaluation points: each named evaluation at the training setting and at every point of its sweep.
+
+A resolved spec is self-contained: beside `sweep`, each evaluation holds `points`, a list of
+`{name: "write_steps-2", spec: {task, model}}` with the concrete settings at that point.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from memarch.studies.evaluation import evaluate
+from memarch.studies.tasks.base import Task, build_task
+
+Spec = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation to make."""
+
+    evaluation: str
+    name: str
+    """Empty at the training setting."""
+    task: Spec
+    model: Spec
+    settings: Spec
+
+    @property
+    def prefix(self) -> str:
+        """`kv`, or `kv/write_steps-2` inside a sweep."""
+        return f"{self.evaluation}/{self.name}" if self.name else self.evaluation
+
+    def with_model(self, model: Spec) -> Point:
+        """The same evaluation of another model."""
+        return replace(self, model=model)
+
+
+def eval_points(spec: Spec, only: str | None = None, *, sweeps: bool = True) -> Iterator[Point]:
+    """The points of every evaluation of a resolved spec, or of the one called `only`."""
+    for name, settings in (spec.get("eval") or {}).items():
+        if only not in (None, name):
+            continue
+        same = settings["task"] == "same"
+        task = spec["task"] if same else settings["task"]
+        yield Point(name, "", task, spec["model"], settings)
+        for point in (settings.get("points") or []) if sweeps else []:
+            changed = point["spec"]
+            here = changed.get("task", task) if same else task
+            yield Point(name, point["name"], here, changed.get("model", spec["model"]), settings)
+
+
+def objective_evaluation(spec: Spec) -> str | None:
+    """The evaluation that the study's objective names; where it names none, the first."""
+    evaluations = list(spec.get("eval") or {})
+    for metric in (spec.get("study") or {}).get("objective") or {}:
+        parts = metric.split("/")
+        if parts[0] == "eval" and parts[1] in evaluations:
+            return str(parts[1])
+    return evaluations[0] if evaluations else None
+
+
+class Models:
+    """One set of weights under every setting that is asked for."""
+
+    def __init__(self, base: Any, spec: Spec) -> None:
+        self.base = base
+        self._at = {canonical(spec): base}
+
+    def at(self, spec: Spec) -> Any:
+        """The model with other settings over the same parameters."""
+        key = canonical(spec)
+        if key not in self._at:
+            self._at[key] = self.base.respec(spec)
+        return self._at[key]
+
+
+class Evaluator:
+    """Evaluates points; a task's rows are made once."""
+
+    def __init__(self, models: Models, seed: int, device: torch.device) -> None:
+        self.models, self.seed, self.device = models, seed, device
+        self._rows: dict[str, tuple[Task, Any]] = {}
+
+    def at(self, point: Point, split: str, limit: int | None = None) -> dict[str, float]:
+        """Metrics by their own names, over at most `limit` rows. Random states stay as they are."""
+        task, rows = self._data(point, split)
+        if limit is not None and len(rows) > limit:
+            rows = rows.select(range(limit))
+        model = self.models.at(point.model)
+        training = model.training
+        model.eval()
+        try:
+            with torch.random.fork_rng():
+                return evaluate(
+                    model,
+                    task,
+                    rows,
+                    batch_size=point.settings["batch_size"],
+                    generate=point.settings["generate"],
+                    device=self.device,
+                )
+        finally:
+            model.train(training)
+
+    def _data(self, point: Point, split: str) -> tuple[Task, Any]:
+        size = point.settings["size"]
+        key = canonical([point.task, split, size])
+        if key not in self._rows:
+            task = make_task(point.task, point.model)
+            self._rows[key] = (task, task.dataset(split, size, self.seed))
+        return self._rows[key]
+
+
+def make_task(task: Spec, model: Spec) -> Task:
+    """The task, with the tokenizer of a pretrained backbone."""
+    backbone = model["backbone"]
+    if backbone.get("pretrained") is None:
+        return build_task(task)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        backbone["pretrained"], revision=backbone.get("revision")
+    )
+    return build_task(task, tokenizer=tokenizer)
+
+
+def canonical(value: Any) -> str:
+    """Equal text for equal settings."""
+    return json.dumps(value, sort_keys=True, default=str)

@@ -1,0 +1,404 @@
+"""A training run in progress: what is spent, which stage it is in, its scores, its checkpoints.
+
+The Trainer's loop (`studies.trainer`) asks a session for batches and learning rates and tells it of
+each step; the session decides about evaluations, stages, checkpoints and the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import set_seed
+
+from memarch.arch import cost
+from memarch.arch.build import build_model
+from memarch.arch.settings import parse
+from memarch.studies import checkpoints, optimizers
+from memarch.studies.budget import Budget, Spent
+from memarch.studies.points import (
+    Evaluator,
+    Models,
+    Point,
+    canonical,
+    eval_points,
+    make_task,
+    objective_evaluation,
+)
+from memarch.studies.spec import TrainSettings
+from memarch.studies.stages import StageRecord, is_met, stage_specs
+from memarch.studies.tasks.base import Task
+from memarch.studies.weights import find_model, load_weights
+
+Report = Callable[[int, dict[str, float]], bool]
+"""Called with a step and its metrics at each evaluation; returns True when the run is to stop."""
+
+EVALUATIONS = 10
+"""How often a run is evaluated on its way, unless `eval_every` says otherwise."""
+EVALUATION_ROWS = 512
+"""Rows of an evaluation on the way; the one at the end takes them all."""
+CHECKPOINT_SECONDS = 20.0
+SOLVED, SOLVED_IN_A_ROW = 0.999, 2
+FINITE_CHECK_STEPS = 20
+"""A GPU is asked this often whether the loss is finite, for each time the host waits for it."""
+STAGE_SEED = 1_000_003
+"""Stages draw their data from seeds this far apart."""
+
+
+class TrainingFailure(RuntimeError):
+    """Training cannot go on; the message is the one-line reason."""
+
+
+@dataclass
+class Progress:
+    """All that changes while a run goes on and is no tensor: part of every checkpoint."""
+
+    spent: Spent = field(default_factory=Spent)
+    stage: int = 0
+    stage_steps: int = 0
+    batches: int = 0
+    """Batches drawn in this stage: the position in its data."""
+    stages: list[StageRecord] = field(default_factory=list)
+    evaluations: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """(step, primary metric) at each evaluation."""
+    solved_in_a_row: int = 0
+    solved: bool = False
+    pruned: bool = False
+    over: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What was reported last."""
+
+    @classmethod
+    def restore(cls, data: Mapping[str, Any]) -> Progress:
+        """The reverse of `dataclasses.asdict`."""
+        progress = cls(**data)
+        progress.spent = Spent(**data["spent"])
+        progress.stages = [StageRecord(**record) for record in data["stages"]]
+        return progress
+
+
+@dataclass
+class Stage:
+    """What the steps of one stage use."""
+
+    spec: Mapping[str, Any]
+    task: Task
+    model: Any
+    train: TrainSettings
+    batches: Iterator[dict[str, Tensor]]
+    flops_per_token: float
+    """Forward and backward."""
+
+
+class Session:
+    """One run of one resolved spec in one folder, new or continued from its checkpoint."""
+
+    def __init__(self, spec: Mapping[str, Any], folder: Path, report: Report) -> None:
+        self.started = self.saved = self.clock = time.perf_counter()
+        self.spec, self.folder, self.report = spec, folder, report
+        self.settings = train_settings(spec)
+        self.budget = Budget.parse(self.settings.budget.model_dump())
+        self.device = default_device()
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.loss_steps = 0
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._costs: dict[str, dict[str, float]] = {}
+        set_seed(seed_of(spec, "model"))
+        task = make_task(spec["task"], spec["model"])
+        self.model = self._initial_model(task)
+        self.models = Models(self.model, spec["model"])
+        self.evaluator = Evaluator(self.models, seed_of(spec, "data"), self.device)
+        self.objective = objective_evaluation(spec)
+        self.primary, self.maximize = f"eval/{self.objective}/{task.primary}", task.maximize
+        self.specs = stage_specs(spec)
+        self.checkpoint = checkpoints.load_checkpoint(self.checkpoints)
+        if self.checkpoint is None:
+            self.progress = Progress()
+        else:
+            self.progress = Progress.restore(self.checkpoint["progress"])
+            self.model.load_state_dict(self.checkpoint["model"])
+            self.loss_sum += self.checkpoint["loss_sum"].to(self.device)
+            self.loss_steps = self.checkpoint["loss_steps"]
+        self.resumed_at = self.progress.spent.steps
+        self.wall_before = self.progress.spent.wall
+        if self.checkpoint is None:
+            self._start_stage(0)
+        else:
+            self.stage = self._stage()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where this run's checkpoints lie."""
+        return self.folder / "checkpoints"
+
+    @property
+    def wall_seconds(self) -> float:
+        """From the beginning of the run, all attempts together."""
+        return self.wall_before + time.perf_counter() - self.started
+
+    def costs(self) -> dict[str, float]:
+        """`cost/...` of the spec itself, measured."""
+        task = make_task(self.spec["task"], self.spec["model"])
+        return self._measure(self.spec, task, self.model)
+
+    def _initial_model(self, task: Task) -> Any:
+        seed = seed_of(self.spec, "model")
+        model = build_model(self.spec["model"], vocab_size=task.vocab_size, seed=seed)
+        if self.settings.init_from is not None:
+            load_weights(model, find_model(self.settings.init_from, self.folder))
+        if self.settings.trainable == "lora":
+            optimizers.add_lora(model.backbone, self.settings.lora.model_dump())
+        return model.to(self.device)
+
+    # Batches.
+
+    def draw(self) -> Iterator[dict[str, Tensor]]:
+        """Endless training batches, of whatever stage the run is in."""
+        while True:
+            self.progress.batches += 1
+            yield next(self.stage.batches)
+
+    def count(self, batches: list[dict[str, Tensor]]) -> None:
+        """Add the tokens and FLOPs of one step to what is spent."""
+        masks = ("attention_mask", "context_mask")
+        tokens = sum(int(batch[key].sum()) for batch in batches for key in masks if key in batch)
+        self.progress.spent.tokens += tokens
+        self.progress.spent.flops += self.stage.flops_per_token * tokens
+
+    # Stages.
+
+    def _start_stage(self, index: int) -> None:
+        progress, given = self.progress, self.settings.stages
+        progress.stage, progress.stage_steps, progress.batches = index, 0, 0
+        name = (given[index].name or f"stage-{index + 1}") if index < len(given) else "main"
+        progress.stages.append(StageRecord(name, progress.spent.steps))
+        self.stage = self._stage()
+        self.set_learning_rates()
+
+    def _stage(self) -> Stage:
+        """The present stage, its data from the position that the run has reached."""
+        index = self.progress.stage
+        spec = self.specs[index]
+        task, train = make_task(spec["task"], spec["model"]), train_settings(spec)
+        model = self.models.at(spec["model"])
+        optimizers.set_trainable(self.model, train.trainable)
+        model.train()
+        seed = seed_of(spec, "data") + STAGE_SEED * index
+        batches = task.batches("train", train.batch_size, seed, self.progress.batches)
+        flops = self._measure(spec, task, model)["cost/flops_train_per_token"]
+        return Stage(spec, task, model, train, batches, flops)
+
+    def _measure(self, spec: Mapping[str, Any], task: Task, model: Any) -> dict[str, float]:
+        """The cost model at the lengths that the task's batches have."""
+        batch = next(task.batches("train", 1, seed_of(spec, "data"), 0))
+        lengths = {
+            name: int(batch[key].shape[1]) if key in batch else 0
+            for name, key in (("context_length", "context_ids"), ("query_length", "input_ids"))
+        }
+        key = canonical([spec["model"], spec["train"]["trainable"], lengths])
+        if key not in self._costs:
+            with torch.random.fork_rng():
+                self._costs[key] = dict(cost.measure(model, **lengths))
+        return self._costs[key]
+
+    def _end_stage(self, reason: str) -> None:
+        record = self.progress.stages[-1]
+        record.end, record.reason = self.progress.spent.steps, reason
+
+    def _stage_end(self, metrics: Mapping[str, float] | None = None) -> str:
+        """Why the present stage ends here: `steps` or `until`; empty when it does not."""
+        index, given = self.progress.stage, self.settings.stages
+        if index >= len(given):
+            return ""
+        steps, until = given[index].steps, given[index].until
+        if steps is not None and self.progress.stage_steps >= steps:
+            return "steps"
+        if until and metrics and is_met(until, metrics, f"train.stages.{index}.until"):
+            return "until"
+        return ""
+
+    def _stage_metrics(self) -> dict[str, float]:
+        """Scores on the present stage's own task and model, where its end depends on them."""
+        index, given = self.progress.stage, self.settings.stages
+        if index >= len(given) or not given[index].until or self.objective is None:
+            return {}
+        spec, settings = self.stage.spec, self.spec["eval"][self.objective]
+        point = Point("stage", "", spec["task"], spec["model"], settings)
+        metrics = self.evaluator.at(point, "validation", EVALUATION_ROWS)
+        return {f"stage/{name}": value for name, value in metrics.items()}
+
+    # Learning rates.
+
+    def learning_rate(self, part: str) -> float:
+        """The rate of a group of parameters in the next step."""
+        settings, spent = self.settings, self.progress.spent
+        factor = self.budget.learning_rate_factor(settings.schedule, settings.warmup, spent)
+        return factor * optimizers.rate_of(self.stage.train.lr, part)
+
+    def set_learning_rates(self) -> None:
+        """Let a change of stage count from the next step on."""
+        for group in self.optimizer.param_groups if self.optimizer is not None else ():
+            group["lr"] = self.learning_rate(group["part"])
+
+    # Steps.
+
+    def after_update(self) -> None:
+        """The weights have changed: count the step, before the next learning rate is asked for."""
+        now = time.perf_counter()
+        self.progress.spent.seconds += now - self.clock
+        self.clock = now
+        self.progress.spent.steps += 1
+        self.progress.stage_steps += 1
+        self.loss_steps += 1
+
+    def after_step(self) -> bool:
+        """Check, evaluate, change stage, save; whether the run is over."""
+        progress = self.progress
+        step = progress.spent.steps
+        spent_all = self.budget.share(progress.spent) >= 1
+        if spent_all or self.device.type == "cpu" or step % FINITE_CHECK_STEPS == 0:
+            self._check_finite()
+        if spent_all:
+            progress.over = True
+            self._end_stage("budget")
+        elif self._stage_end() or self._evaluation_is_due():
+            self._look()
+        if progress.over or self._checkpoint_is_due():
+            self.save()
+        self.clock = time.perf_counter()
+        return progress.over
+
+    def _check_finite(self) -> None:
+        if not torch.isfinite(self.loss_sum):
+            kind = "NaN" if torch.isnan(self.loss_sum) else "infinite"
+            raise TrainingFailure(f"{kind} loss at step {self.progress.spent.steps}")
+
+    def _evaluation_is_due(self) -> bool:
+        if self.settings.eval_every is not None:
+            return self.progress.spent.steps % self.settings.eval_every == 0
+        return self._tenths() > self.progress.evaluations
+
+    def _tenths(self) -> int:
+        return int(self.budget.share(self.progress.spent) * EVALUATIONS + 1e-9)
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.settings.checkpoint_every
+        if every is not None:
+            return self.progress.spent.steps % every == 0
+        return time.perf_counter() - self.saved > CHECKPOINT_SECONDS
+
+    def _look(self) -> None:
+        """Evaluate if it is time, report, and act on it: stop, or go to the next stage."""
+        progress, reason = self.progress, self._stage_end()
+        if self._evaluation_is_due():
+            progress.evaluations = self._tenths()
+            metrics = {
+                f"eval/{point.prefix}/{name}": value
+                for point in eval_points(self.spec, self.objective, sweeps=False)
+                for name, value in self._point(point, EVALUATION_ROWS).items()
+            }
+            stage_metrics = self._stage_metrics()
+            reason = reason or self._stage_end(stage_metrics)
+            self.note(metrics)
+            self._tell(metrics | stage_metrics)
+            progress.over = progress.solved or progress.pruned
+        if progress.over:
+            self._end_stage("solved" if progress.solved else "pruned")
+        elif reason:
+            self._end_stage(reason)
+            self._start_stage(progress.stage + 1)
+
+    def _point(self, point: Point, limit: int | None) -> dict[str, float]:
+        return self.evaluator.at(point, point.settings["split"], limit)
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Continue the curve, and see whether the task is solved for good."""
+        progress, rule = self.progress, self.settings.early_stop
+        if self.primary in metrics:
+            progress.curve.append((progress.spent.steps, metrics[self.primary]))
+        if rule == "none" or (rule is None and not self.primary.endswith("/exact_match")):
+            return
+        goal, patience = {self.primary: SOLVED}, SOLVED_IN_A_ROW
+        if rule is not None:
+            goal, patience = {rule.on or self.primary: rule.above}, rule.patience
+        good = bool(metrics) and is_met(goal, metrics, "train.early_stop.on")
+        progress.solved_in_a_row = progress.solved_in_a_row + 1 if good else 0
+        progress.solved = progress.solved_in_a_row >= patience
+
+    def _tell(self, metrics: dict[str, float]) -> None:
+        self.progress.metrics = metrics | self.training_metrics()
+        stop = self.report(self.progress.spent.steps, self.progress.metrics)
+        self.progress.pruned = bool(stop) and not self.progress.solved
+
+    def training_metrics(self) -> dict[str, float]:
+        """What a curve may be drawn against, and the mean loss since this was last asked for."""
+        spent = self.progress.spent
+        metrics = {
+            "train/steps": float(spent.steps),
+            "train/tokens": float(spent.tokens),
+            "train/flops": spent.flops,
+            "train/seconds": spent.seconds,
+            "train/stage": float(self.progress.stage),
+        }
+        if self.loss_steps:
+            metrics["train/loss"] = float(self.loss_sum) / self.loss_steps
+            self.loss_sum.zero_()
+            self.loss_steps = 0
+        return metrics
+
+    def final_metrics(self) -> dict[str, float]:
+        """Every evaluation with its sweeps, on all rows."""
+        return {
+            f"eval/{point.prefix}/{name}": value
+            for point in eval_points(self.spec)
+            for name, value in self._point(point, None).items()
+        }
+
+    # Checkpoints.
+
+    def save(self) -> None:
+        """Write a checkpoint of everything."""
+        assert self.optimizer is not None
+        self.progress.spent.wall = self.wall_seconds
+        content = {
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": checkpoints.random_state(),
+            "loss_sum": self.loss_sum,
+            "loss_steps": self.loss_steps,
+        }
+        checkpoints.save_checkpoint(self.checkpoints, self.progress.spent.steps, content)
+        self.saved = time.perf_counter()
+
+    def begin(self) -> None:
+        """Everything is built: from here on the random states are those of the run."""
+        if self.checkpoint is not None:
+            checkpoints.set_random_state(self.checkpoint["random"])
+            self.checkpoint = None
+        else:
+            set_seed(seed_of(self.spec, "model"))
+        self.clock = time.perf_counter()
+
+
+def train_settings(spec: Mapping[str, Any]) -> TrainSettings:
+    """The section `train`, checked, with its defaults."""
+    return parse(TrainSettings, spec["train"], "train")
+
+
+def seed_of(spec: Mapping[str, Any], kind: str) -> int:
+    """`model`: initial weights and whatever is random in training. `data`: equal for all trials of
+    a study, so that they see the same batches and the same questions."""
+    seeds = (spec.get("study") or {}).get("seeds") or {}
+    return int(seeds.get(kind) or 0)
+
+
+def default_device() -> torch.device:
+    """The GPU that this process may see, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,153 @@
+"""One trial in one folder: plugins, training, evaluation, and a result that is there or not.
+
+    spec.json        what was trained (the caller's)
+    attempts.jsonl   one line each time the trial was started: attempt, step it went on from
+    progress.jsonl   one line an evaluation: attempt, step, time, metrics
+    checkpoints/     until the trial is complete
+    model/           the trained model
+    error.txt        traceback of a failure
+    result.json      the last act
+
+Nothing that goes wrong while a trial trains is raised: it is the trial's result, with its reason.
+Wrong settings too: one bad draw must not end a study. `train_spec` raises them instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memarch.components.errors import SpecError
+from memarch.components.plugins import load_plugins
+from memarch.studies import machine, training
+from memarch.studies.store import read_json, write_json
+from memarch.studies.training import Report
+
+Json = dict[str, Any]
+
+
+def run_trial(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
+    """Train and evaluate; the content of `result.json`, which is written last.
+
+    `{"state": "complete" | "pruned" | "failed", "reason", "metrics", "converged", "attempts",
+    "stages", "versions", "threads", "schedule", "plugins"}`. A folder with a result is done already.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = read_json(folder / "result.json")
+    if done is not None:
+        return dict(done)
+    try:
+        result = train_spec(spec, folder, report)
+    except Exception as error:
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        result = _common(folder) | {"state": "failed", "reason": reason_of(error)}
+        result["metrics"] = _last_metrics(folder)
+        _free_memory()
+    write_json(folder / "result.json", result)
+    if result["state"] != "failed":
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result
+
+
+def train_spec(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
+    """The same without the net: errors are raised, and no `result.json` is written."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    plugins = load_plugins(spec.get("plugins") or [])
+    attempt = _begin(folder)
+    outcome = training.train(spec, folder, _recorded(folder, attempt, report))
+    state = "pruned" if outcome["pruned"] else "complete"
+    reason = (
+        "stopped by the pruner" if outcome["pruned"] else ("solved" if outcome["solved"] else "")
+    )
+    return _common(folder) | outcome | {"state": state, "reason": reason, "plugins": plugins}
+
+
+def test_trial(spec: Mapping[str, Any], folder: Path) -> dict[str, float]:
+    """Scores of a trained trial on the test split: `test/<evaluation>/<metric>`, sweeps included."""
+    load_plugins(spec.get("plugins") or [])
+    return training.evaluate_model(spec, Path(folder) / "model", split="test", kind="test")
+
+
+test_trial.__test__ = False  # type: ignore[attr-defined]  # not a test of pytest's
+
+
+def evaluate_saved(model_dir: Path, spec: Mapping[str, Any]) -> dict[str, float]:
+    """A saved model by the `eval:` map of any spec: `eval/<evaluation>/<metric>` and its costs."""
+    load_plugins(spec.get("plugins") or [])
+    return training.evaluate_model(spec, Path(model_dir))
+
+
+def reason_of(error: BaseException) -> str:
+    """One line that says what went wrong."""
+    message = " ".join(str(error).split())
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate" in message:
+        return f"out of memory: {message[:200]}" if message else "out of memory"
+    if isinstance(error, training.TrainingFailure | SpecError):
+        return message
+    return f"{type(error).__name__}: {message}"[:300]
+
+
+def _begin(folder: Path) -> int:
+    """Note that the trial was started; how often it was by now."""
+    path = folder / "attempts.jsonl"
+    attempt = len(path.read_text().splitlines()) + 1 if path.exists() else 1
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"attempt": attempt, "time": time.time(), "pid": os.getpid()}) + "\n")
+    return attempt
+
+
+def _recorded(folder: Path, attempt: int, report: Report) -> Report:
+    """`report`, and a line in `progress.jsonl` for each call."""
+
+    def record(step: int, metrics: dict[str, float]) -> bool:
+        line = {"attempt": attempt, "step": step, "time": time.time(), "metrics": metrics}
+        with (folder / "progress.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return report(step, metrics)
+
+    return record
+
+
+def _common(folder: Path) -> Json:
+    """What every result has, whatever became of the trial."""
+    path = folder / "attempts.jsonl"
+    return {
+        "state": "failed",
+        "reason": "",
+        "metrics": {},
+        "converged": False,
+        "attempts": len(path.read_text().splitlines()) if path.exists() else 1,
+        "stages": [],
+        "versions": machine.versions(),
+        "threads": torch.get_num_threads(),
+        "schedule": None,
+        "plugins": {},
+    }
+
+
+def _last_metrics(folder: Path) -> dict[str, float]:
+    try:
+        lines = (folder / "progress.jsonl").read_text(encoding="utf-8").splitlines()
+        return dict(json.loads(lines[-1])["metrics"])
+    except (OSError, IndexError, json.JSONDecodeError):
+        return {}
+
+
+def _free_memory() -> None:
+    """Let go of what a failed trial held: the worker lives on."""
+    error = sys.exc_info()[1]
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
