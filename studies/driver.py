@@ -1,0 +1,831 @@
+"""The study driver: asks Optuna, deals trials to Ray workers, records what becomes of them.
+
+The driver remembers, the workers compute. One driver a study (a lease keeps others out) is the one
+writer of the Optuna storage, the trials' records and MLflow. A trial's life:
+
+    asked (Optuna: running) -> record.json -> dealt to a worker -> reports -> result.json (worker)
+    -> record.json with the final state -> told to Optuna -> MLflow
+
+After a kill at any point `resume` goes on at the first of these that is missing: a trial with a
+final record or a result is told, any other one runs again in its folder, with the same number and
+parameters, from its last checkpoint.
+
+Designs: `search` asks the sampler, after one trial of every variant; `grid` crosses every variant
+with all values of its ranges; `all` (and `ablation`) runs every variant once, with ranges drawn once
+from the search seed, a var having one value for all variants. A list of model seeds runs each point
+once per seed. Draws with equal resolved specs are one trial: later ones get the first one's result.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import ray
+import sqlalchemy
+from optuna.trial import TrialState
+
+from memarch.components.errors import SpecError
+from memarch.studies import events
+from memarch.studies.events import Event, StudyResult
+from memarch.studies.pruning import Pruning
+from memarch.studies.ranking import ranking
+from memarch.studies.sampling import (
+    VARIANT,
+    Coder,
+    Point,
+    grid_points,
+    make_sampler,
+    one_of_each,
+    with_seeds,
+)
+from memarch.studies.store import (
+    FINISHED,
+    Json,
+    StudyFolder,
+    find_study,
+    lease,
+    list_studies,
+    read_json,
+    show_study,
+    storage_folder,
+    write_json,
+)
+from memarch.studies.tracking import Tracking, run_name
+from memarch.studies.workers import Job, Key, Pool, open_mailbox, start_ray
+
+if TYPE_CHECKING:
+    from memarch.search_spaces.study_file import Resolved, StudyFile
+
+__all__ = ["list_studies", "resume_study", "run_study", "show_study"]
+
+TRIAL_FUNCTION = "memarch.studies.trial:run_trial"
+TEST_FUNCTION = "memarch.studies.trial:test_trial"
+
+MOST_DEATHS = 3
+"""A trial whose worker died so often has failed."""
+
+GRACE = 10.0
+"""Seconds that a trial has to return after it was told to stop for its time limit."""
+
+REPEATS = 20
+"""A search that drew so many known points in a row has seen its space."""
+
+FIXED_COSTS = ("cost/parameters", "cost/state_bytes", "cost/state_floats", "cost/flops_per_token")
+"""Metrics that do not change while a trial trains: any report decides constraints on them."""
+
+OnEvent = Callable[[Event], None]
+
+
+def run_study(
+    file: str | Path,
+    *,
+    storage: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    address: str | None = None,
+    on_event: OnEvent | None = None,
+    trial_function: str = TRIAL_FUNCTION,
+    test_function: str = TEST_FUNCTION,
+) -> StudyResult:
+    """Run the study of a YAML file to its end, or until Ctrl-C; `name` overrides the file's."""
+    source = Path(file).absolute()
+    study_file = _load(source, overrides)
+    study_file.validate()
+    folder = StudyFolder(storage_folder(storage), name or _example(study_file)["study"]["name"])
+    with lease(folder.path):
+        if folder.exists():
+            state = folder.info["state"]
+            raise SpecError(
+                f"study {folder.name!r} is there already ({state}) in {folder.storage}; go on with "
+                f"`memarch study resume {folder.name}`, or start anew with `--as NAME2`"
+            )
+        _keep_source(folder, study_file, source, overrides, trial_function, test_function)
+        return _Driver(folder, study_file, address, on_event or _ignore).run()
+
+
+def resume_study(
+    name: str,
+    *,
+    storage: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+    on_event: OnEvent | None = None,
+) -> StudyResult:
+    """Go on with a study by name. `overrides` may raise its budget: `study.budget.trials=48`."""
+    folder = find_study(storage, name)
+    with lease(folder.path):
+        info = folder.info
+        info["overrides"] = [*info["overrides"], *overrides]
+        study_file = _load(_kept_source(folder, info), info["overrides"])
+        folder.write_info(info)
+        return _Driver(folder, study_file, address, on_event or _ignore).run()
+
+
+def _load(file: Path, overrides: Sequence[str]) -> StudyFile:
+    from memarch.studies.spec import load_study
+
+    return load_study(file, tuple(overrides))
+
+
+def _ignore(event: Event) -> None:
+    return None
+
+
+def _example(study_file: StudyFile) -> Json:
+    """Some concrete spec of the study: its `study` section is that of all."""
+    point = one_of_each({v: study_file.space(v) for v in study_file.variants}, 0)[0]
+    spec: Json = study_file.resolve(point.variant, point.draws).spec
+    return spec
+
+
+def _keep_source(
+    folder: StudyFolder,
+    study_file: StudyFile,
+    source: Path,
+    overrides: Sequence[str],
+    trial_function: str,
+    test_function: str,
+) -> None:
+    """Make the study's folder: from now on it is there, and can be resumed."""
+    settings = _example(study_file)["study"]
+    shutil.copyfile(source, folder.path / "study.yaml")
+    spaces = {v: {n: repr(r) for n, r in study_file.space(v).items()} for v in study_file.variants}
+    write_json(folder.path / "resolved.json", {"study": settings, "ranges": spaces})
+    folder.write_info(
+        {
+            "name": folder.name,
+            "state": "running",
+            "objective": settings["objective"],
+            "design": settings["design"],
+            "file": str(source),
+            "overrides": list(overrides),
+            "trial_function": trial_function,
+            "test_function": test_function,
+            "created": time.time(),
+            "elapsed": 0.0,
+            "counts": {},
+            "best": [],
+        }
+    )
+
+
+def _kept_source(folder: StudyFolder, info: Json) -> Path:
+    return Path(info["file"])
+
+
+@dataclass
+class _Trial:
+    """A trial that is asked and not told: waiting for a worker, or running on one."""
+
+    record: Json
+    optuna: optuna.Trial
+    spec: Json
+    attempt: int = 0
+    deaths: int = 0
+    started: float = 0.0
+    stop_at: float | None = None
+    """When the trial was told to stop for a reason of the driver's own."""
+    verdict: tuple[str, str] | None = None
+    """State and reason that the driver gives the trial, whatever its worker says."""
+
+    @property
+    def number(self) -> int:
+        return int(self.record["number"])
+
+    @property
+    def key(self) -> Key:
+        return self.number, self.attempt
+
+
+class _Driver:
+    """One session of one study."""
+
+    def __init__(
+        self, folder: StudyFolder, study_file: StudyFile, address: str | None, on_event: OnEvent
+    ) -> None:
+        self.folder, self.file, self.address, self.on_event = folder, study_file, address, on_event
+        self.info = folder.info
+        self.example = _example(study_file)
+        self.settings = self.example["study"]
+        self.objective: dict[str, str] = dict(self.settings["objective"])
+        self.coder = Coder({v: study_file.space(v) for v in study_file.variants})
+        self.seeds = _model_seeds(self.settings)
+        self.search_seed = _search_seed(self.settings)
+        self.points = self._fixed_points()
+        self.pruning = Pruning(*_pruner(self.settings, self.objective))
+        self.plugins = {
+            Path(p).name: Path(p).read_text(encoding="utf-8") for p in study_file.plugins
+        }
+        self.records = folder.records()
+        self.waiting: deque[_Trial] = deque()
+        self.running: dict[int, _Trial] = {}
+        self.copies: dict[int, list[_Trial]] = {}
+        self.by_hash: dict[tuple[str, Any], int] = {}
+        self.interrupted = False
+        self.tracking = Tracking(folder, lambda text: on_event(events.Notice(text)))
+        self.session_started = time.time()
+
+    # The session
+
+    def run(self) -> StudyResult:
+        self._write_info("running")
+        self.on_event(
+            events.StudyStarted(
+                self.folder.name,
+                str(self.folder.path),
+                self.objective,
+                self.settings["design"],
+                self._planned(),
+                sum(record["state"] in FINISHED for record in self.records.values()),
+            )
+        )
+        started_here = start_ray(self.address)
+        self.mailbox = open_mailbox()
+        self.pool = Pool(self.mailbox, self.info["trial_function"], self.info["test_function"])
+        try:
+            with self._interruptible():
+                self._prepare()
+                self._loop()
+                if not self.interrupted:
+                    self._test_finalists()
+        finally:
+            self._stop_running()
+            self.pool.close()
+            ray.kill(self.mailbox)
+            if started_here:
+                ray.shutdown()
+        return self._end()
+
+    def _prepare(self) -> None:
+        """Workers import while the driver opens its databases."""
+        if self._work_is_left():
+            self.pool.warm(*_size(self.example))
+        self.study = _open_optuna(self.folder, self.objective)
+        self.tracking.open(self.info, self.records)
+        for number, record in sorted(self.records.items()):
+            if record.get("copy_of") is None:
+                self.by_hash.setdefault((record["hash"], record["seed"]), number)
+            if record["state"] in FINISHED:
+                self._replay(record)
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._recover(frozen)
+
+    def _loop(self) -> None:
+        take = self.mailbox.take.remote(1.0)
+        while not self.interrupted:
+            self._fill()
+            if not self.running and not self.waiting:
+                break
+            ready, _ = ray.wait([take, *self.pool.refs], num_returns=1, timeout=1.0)
+            for ref in ready:
+                if ref == take:
+                    self._read_mail(*ray.get(take))
+                    take = self.mailbox.take.remote(1.0)
+                else:
+                    self._returned(*self.pool.finished(ref))
+            self._check_time()
+
+    def _end(self) -> StudyResult:
+        state = "interrupted" if self.interrupted else "complete"
+        self._write_info(state)
+        self._write_report()
+        self.tracking.close(self.info, self.records)
+        shown = show_study(self.folder.name, self.folder.storage)
+        result = StudyResult(
+            name=self.folder.name,
+            path=str(self.folder.path),
+            state=state,
+            objective=self.objective,
+            trials=shown["trials"],
+            best=self.info["best"],
+        )
+        if self.interrupted:
+            self.on_event(
+                events.Notice(f"interrupted; `memarch study resume {self.folder.name}` goes on")
+            )
+        self.on_event(events.StudyFinished(result))
+        return result
+
+    def _write_report(self) -> None:
+        try:
+            from memarch.studies.report import write_report
+        except ImportError:
+            return
+        try:
+            write_report(self.folder.path)
+        except Exception as error:  # a report that fails must not take the study with it
+            self.on_event(events.Notice(f"no report: {type(error).__name__}: {error}"))
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C ends the session in order, the second at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupt(signum: int, frame: object) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    # Asking
+
+    def _fixed_points(self) -> list[Point] | None:
+        """All points of the study in their order, where the design names them; else None."""
+        design, spaces = self.settings["design"], self.coder.spaces
+        if design == "grid":
+            return list(with_seeds(grid_points(spaces), self.seeds))
+        if design in ("all", "ablation"):
+            return list(with_seeds(one_of_each(spaces, self.search_seed), self.seeds))
+        if _sampler(self.settings)["type"] == "grid":
+            points = grid_points(spaces, shuffle=self.search_seed)
+            return [Point(p.variant, p.draws, seed) for p in points for seed in self.seeds]
+        return None
+
+    def _planned(self) -> int | None:
+        """How many trials the study will have, as far as that is known."""
+        limit = self.settings["budget"].get("trials")
+        if self.points is None:
+            return limit
+        return len(self.points) if limit is None else min(limit, len(self.points))
+
+    def _work_is_left(self) -> bool:
+        planned = self._planned()
+        done = [r for r in self.records.values() if r["state"] in FINISHED]
+        return planned is None or len([r for r in done if r.get("copy_of") is None]) < planned
+
+    def _wants_another(self) -> bool:
+        budget, records = self.settings["budget"], self.records
+        trained = [r for r in records.values() if r.get("copy_of") is None]
+        if self.points is not None and len(records) >= len(self.points):
+            return False
+        if budget.get("trials") is not None and len(trained) >= budget["trials"]:
+            return False
+        if budget.get("hours") is not None and self._elapsed() >= 3600 * budget["hours"]:
+            return False
+        if budget.get("flops") is not None and self._flops() >= budget["flops"]:
+            return False
+        latest = [records[n] for n in sorted(records)[-REPEATS * len(self.seeds) :]]
+        return len(latest) < REPEATS * len(self.seeds) or any(
+            record.get("copy_of") is None for record in latest
+        )
+
+    def _elapsed(self) -> float:
+        return float(self.info.get("elapsed", 0.0)) + time.time() - self.session_started
+
+    def _flops(self) -> float:
+        spent = [r["metrics"].get("cost/train_flops") for r in self.records.values()]
+        return sum(value for value in spent if value is not None)
+
+    def _fill(self) -> None:
+        """Deal trials while there is room, asking for new ones where none waits."""
+        while not self.interrupted:
+            if not self.waiting:
+                if not self._room_for_a_usual_one() or not self._wants_another():
+                    return
+                self._ask()
+                continue
+            size = _size(self.waiting[0].spec)
+            if not self.pool.fits(*size):
+                return
+            self._deal(self.waiting.popleft(), size)
+
+    def _room_for_a_usual_one(self) -> bool:
+        return self.pool.fits(*_size(self.example))
+
+    def _ask(self) -> None:
+        """Ask for the next trial. What it is follows from its number and the history alone."""
+        number = len(self.study.get_trials(deepcopy=False))
+        queued = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if queued:
+            number = queued[0].number
+        point, replicate = number // len(self.seeds), number % len(self.seeds)
+        fixed: dict[str, Any] | None = None
+        seed = self.seeds[replicate]
+        if self.points is not None:
+            fixed, seed = self.coder.encode(self.points[number]), self.points[number].seed
+        elif replicate:
+            fixed = self.study.get_trials(deepcopy=False)[number - replicate].params
+        elif point < len(self.coder.spaces) and self.coder.has_variants:
+            fixed = {VARIANT: list(self.coder.spaces)[point]}
+        if fixed and not queued:
+            self.study.enqueue_trial(fixed)
+        self._sample_for(number)
+        self._admit(self.study.ask(), seed)
+
+    def _sample_for(self, number: int) -> None:
+        self.study.sampler = make_sampler(
+            _sampler(self.settings), self.search_seed, number, len(self.objective)
+        )
+
+    def _admit(self, asked: optuna.Trial, seed: Any) -> None:
+        """Write the record of a trial that was asked, and see whether it has to run at all."""
+        variant, draws = self.coder.suggest(asked)
+        resolved = self._resolve(variant, draws, seed)
+        known = self.by_hash.get((resolved.hash, seed))
+        number = asked.number
+        variables = resolved.spec.get("vars") or {}
+        record = {
+            "number": number,
+            "variant": variant,
+            "state": "waiting",
+            "params": {n: draws[n] for n in sorted(draws, key=lambda n: n not in variables)},
+            "metrics": {},
+            "reason": "",
+            "attempts": 0,
+            "seed": seed,
+            "hash": resolved.hash,
+            "copy_of": known,
+            "run_name": run_name(number, variant, draws, [n for n in variables if n in draws]),
+        }
+        trial_folder = self.folder.trial(number)
+        write_json(trial_folder.path / "spec.json", resolved.spec)
+        trial = _Trial(record, asked, resolved.spec)
+        self._write(trial)
+        if known is None:
+            self.by_hash[resolved.hash, seed] = number
+            self.waiting.append(trial)
+        elif self.records[known]["state"] in FINISHED:
+            self._copy(trial)
+        else:
+            self.copies.setdefault(known, []).append(trial)
+
+    def _resolve(self, variant: str, draws: Json, seed: Any) -> Resolved:
+        resolved = self.file.resolve(variant, draws)
+        return resolved if len(self.seeds) == 1 else resolved.at({"study.seeds.model": seed})
+
+    # Running
+
+    def _deal(self, trial: _Trial, size: tuple[float, float]) -> None:
+        trial.record["attempts"] += 1
+        trial.attempt = trial.record["attempts"]
+        trial.record["state"] = "running"
+        trial.started, trial.stop_at = time.monotonic(), None
+        self._write(trial)
+        self.running[trial.number] = trial
+        job = Job(
+            trial.number,
+            trial.attempt,
+            trial.spec,
+            str(self.folder.trial(trial.number).path),
+            self.plugins,
+        )
+        self.pool.start(job, *size)
+        self.tracking.start(trial.record)
+        self.on_event(
+            events.TrialStarted(
+                trial.number, trial.record["variant"], trial.record["params"], trial.attempt
+            )
+        )
+
+    def _read_mail(self, ticket: int, messages: list[tuple[Key, list[Json]]]) -> None:
+        for key, reports in messages:
+            for report in reports:
+                self._reported(key, report)
+        if messages:
+            stops = {t.key for t in self.running.values() if t.stop_at is not None}
+            ray.get(self.mailbox.answer.remote(ticket, stops))
+
+    def _reported(self, key: Key, report: Json) -> None:
+        trial = self.running.get(key[0])
+        if trial is None or trial.key != key:
+            return  # an attempt that is over
+        step, metrics = report["step"], report["metrics"]
+        share = _share(trial.spec, step, metrics)
+        self.tracking.report(trial.number, step, report["time"], metrics)
+        self.on_event(events.TrialProgress(trial.number, step, metrics, share))
+        variant = trial.record["variant"]
+        if share is not None and self.pruning.report(variant, trial.number, share, metrics):
+            trial.stop_at = trial.stop_at or time.monotonic()
+        broken = self._violations({k: v for k, v in metrics.items() if k in FIXED_COSTS})
+        if any(value > 0 for value in broken.values()) and trial.verdict is None:
+            trial.verdict = ("infeasible", self._why_infeasible(metrics))
+            trial.stop_at = trial.stop_at or time.monotonic()
+
+    def _check_time(self) -> None:
+        limit = self.settings.get("trial_time_limit")
+        now = time.monotonic()
+        for trial in list(self.running.values()):
+            if limit is not None and now - trial.started > limit and not trial.verdict:
+                trial.verdict = (
+                    "failed",
+                    f"stopped: it ran longer than trial_time_limit, {limit:g} s",
+                )
+                trial.stop_at = now
+                ray.get(self.mailbox.answer.remote(0, {trial.key}))
+            if trial.verdict and trial.stop_at and now - trial.stop_at > GRACE:
+                self.pool.kill(trial.key)
+                del self.running[trial.number]
+                self._finish(trial, {"state": "failed", "reason": "", "metrics": {}})
+
+    def _returned(self, key: Key, answer: Json | None) -> None:
+        trial = self.running.pop(key[0])
+        if answer is None:
+            self._worker_died(trial)
+            return
+        for report in answer["reports"]:
+            self.running[trial.number] = trial
+            self._reported(key, report)
+            del self.running[trial.number]
+        self._finish(trial, answer["result"])
+
+    def _worker_died(self, trial: _Trial) -> None:
+        result = self.folder.trial(trial.number).result
+        if result is not None:  # its last act was done
+            self._finish(trial, result)
+            return
+        trial.deaths += 1
+        if trial.verdict or trial.deaths >= MOST_DEATHS:
+            reason = f"its worker died {trial.deaths} times; was there enough memory?"
+            self._finish(trial, {"state": "failed", "reason": reason, "metrics": {}})
+            return
+        self.on_event(
+            events.Notice(f"trial {trial.number}: its worker died; it goes on from its checkpoint")
+        )
+        self.waiting.appendleft(trial)
+
+    # Telling
+
+    def _finish(self, trial: _Trial, result: Json) -> None:
+        """Give a trial its final state: record first, then Optuna, then MLflow."""
+        record = trial.record
+        record["metrics"] = result.get("metrics") or {}
+        record["state"], record["reason"] = trial.verdict or self._judge(result)
+        self._write(trial)
+        self._tell(trial.optuna, record)
+        self.pruning.finish(trial.number, pruned=record["state"] == "pruned")
+        self.tracking.finish(record)
+        self._write_info("running")
+        self.on_event(events.TrialFinished(_row(record)))
+        for copy in self.copies.pop(trial.number, []):
+            self._copy(copy)
+
+    def _judge(self, result: Json) -> tuple[str, str]:
+        """State and reason of a trial, by what its worker wrote."""
+        state, reason = result["state"], result.get("reason") or ""
+        metrics = result.get("metrics") or {}
+        if state != "complete":
+            return state, reason
+        for name in [*self.objective, *self.settings.get("constraints", {})]:
+            if name not in metrics:
+                return "failed", f"no metric {name!r}; there are: {', '.join(sorted(metrics))}"
+            if metrics[name] is None or not math.isfinite(metrics[name]):
+                return "failed", f"{name} is not a finite number"
+        if any(value > 0 for value in self._violations(metrics).values()):
+            return "infeasible", self._why_infeasible(metrics)
+        return state, reason
+
+    def _violations(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Constraint values as Optuna wants them: zero or less where the constraint holds."""
+        values: dict[str, float] = {}
+        for name, limits in (self.settings.get("constraints") or {}).items():
+            value = metrics.get(name)
+            if value is None:
+                continue
+            if limits.get("max") is not None:
+                values[f"{name}/max"] = value - limits["max"]
+            if limits.get("min") is not None:
+                values[f"{name}/min"] = limits["min"] - value
+        return values
+
+    def _why_infeasible(self, metrics: Mapping[str, Any]) -> str:
+        broken = [
+            (name.rpartition("/")[0], name.rpartition("/")[2])
+            for name, value in self._violations(metrics).items()
+            if value > 0
+        ]
+        constraints = self.settings["constraints"]
+        return "; ".join(
+            f"{name} is {metrics[name]:g}, {side} {constraints[name][side]:g}"
+            for name, side in broken
+        )
+
+    def _tell(self, trial: optuna.Trial, record: Json) -> None:
+        metrics, state = record["metrics"], record["state"]
+        trial.set_user_attr("memarch", {k: record[k] for k in ("state", "reason", "seed", "hash")})
+        for name, value in self._violations(metrics).items():
+            trial.set_constraint(name, value)
+        if state == "complete":
+            self.study.tell(trial, [metrics[name] for name in self.objective])
+        elif state == "failed":
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:
+            # TPE ranks what was stopped early by its last value, where there is one objective.
+            value = metrics.get(next(iter(self.objective)))
+            if len(self.objective) == 1 and value is not None:
+                share = _share(
+                    read_json(self.folder.trial(record["number"]).path / "spec.json"), 0, metrics
+                )
+                trial.report(value, round(1000 * (share or 0)))
+            self.study.tell(trial, state=TrialState.PRUNED)
+
+    def _copy(self, trial: _Trial) -> None:
+        """Equal specs are one trial: this one gets the result of the earlier one."""
+        record, original = trial.record, self.records[trial.record["copy_of"]]
+        record["state"], record["metrics"] = original["state"], dict(original["metrics"])
+        record["reason"] = f"equal to trial {original['number']}, whose result this is"
+        self._write(trial)
+        self._tell(trial.optuna, record)
+        self.tracking.finish(record)
+        self._write_info("running")
+        self.on_event(events.TrialFinished(_row(record)))
+
+    def _write(self, trial: _Trial) -> None:
+        self.records[trial.number] = trial.record
+        self.folder.trial(trial.number).write_record(trial.record)
+
+    # After a restart
+
+    def _recover(self, frozen: optuna.trial.FrozenTrial) -> None:
+        """A trial that Optuna thinks is running, of a driver that is gone."""
+        record = self.records.get(frozen.number)
+        self._sample_for(frozen.number)
+        asked = optuna.Trial(self.study, frozen._trial_id)
+        if record is None:  # the driver died between asking and writing
+            self._admit(asked, self._seed_of(frozen.number))
+            return
+        spec = self.folder.trial(frozen.number).spec
+        assert spec is not None
+        trial = _Trial(record, asked, spec)
+        result = self.folder.trial(frozen.number).result
+        if record["state"] in FINISHED:
+            self._tell(asked, record)
+        elif record.get("copy_of") is not None:
+            if self.records[record["copy_of"]]["state"] in FINISHED:
+                self._copy(trial)
+            else:
+                self.copies.setdefault(record["copy_of"], []).append(trial)
+        elif result is not None:
+            self._finish(trial, result)
+        else:
+            self.waiting.append(trial)
+
+    def _seed_of(self, number: int) -> Any:
+        return self.points[number].seed if self.points else self.seeds[number % len(self.seeds)]
+
+    def _replay(self, record: Json) -> None:
+        """Show the pruners a trial of an earlier session."""
+        if self.pruning.kind == "none" or record["state"] not in ("complete", "pruned"):
+            return
+        trial = self.folder.trial(record["number"])
+        spec = trial.spec or {}
+        for report in trial.progress():
+            share = _share(spec, report["step"], report["metrics"])
+            if share is not None:
+                self.pruning.report(record["variant"], record["number"], share, report["metrics"])
+        self.pruning.finish(record["number"], pruned=record["state"] == "pruned")
+
+    def _stop_running(self) -> None:
+        """Trials that are cut off wait for `resume`: what they wrote is complete or absent."""
+        for trial in self.running.values():
+            self.pool.kill(trial.key)
+            trial.record["state"] = "waiting"
+            self._write(trial)
+            self.tracking.interrupt(trial.number)
+        self.running.clear()
+
+    # The end
+
+    def _test_finalists(self) -> None:
+        """Compute `test/...` once, for the best trials, after the search is over."""
+        leaders, others = ranking(self.records.values(), self.objective)
+        count = self.settings.get("finalists", 3)
+        numbers = [*leaders, *others][:count]
+        tests: dict[Key, Json] = {}
+        left = deque(n for n in numbers if not (self.folder.trial(n).path / "test.json").exists())
+        while (left or tests) and not self.interrupted:
+            while left:
+                record = self.records[left[0]]
+                trial_folder = self.folder.trial(left[0])
+                spec = trial_folder.spec or {}
+                if not self.pool.fits(*_size(spec)):
+                    break
+                job = Job(left.popleft(), 0, spec, str(trial_folder.path), self.plugins)
+                self.pool.start(job, *_size(spec), method="test")
+                tests[job.number, 0] = record
+            ready, _ = ray.wait(self.pool.refs, num_returns=1, timeout=1.0)
+            for ref in ready:
+                key, result = self.pool.finished(ref)
+                record = tests.pop(key)
+                if result is None or result["reason"]:
+                    why = result["reason"] if result else "the worker died"
+                    self.on_event(events.Notice(f"trial {key[0]}: no test scores: {why}"))
+        for number in numbers:
+            result = read_json(self.folder.trial(number).path / "test.json")
+            record = self.records[number]
+            if result and not result["metrics"].items() <= record["metrics"].items():
+                record["metrics"] |= result["metrics"]
+                self.folder.trial(number).write_record(record)
+                self.tracking.tested(record)
+                self.on_event(events.TrialFinished(_row(record)))
+
+    def _write_info(self, state: str) -> None:
+        counts: dict[str, int] = {}
+        for record in self.records.values():
+            counts[record["state"]] = counts.get(record["state"], 0) + 1
+        leaders, _ = ranking(self.records.values(), self.objective)
+        values = {
+            name: self.records[leaders[0]]["metrics"][name] for name in self.objective if leaders
+        }
+        self.info |= {
+            "state": state,
+            "counts": counts,
+            "best": leaders,
+            "best_values": values,
+        }
+        if state != "running":
+            self.info["elapsed"] = self._elapsed()
+        self.folder.write_info(self.info)
+
+
+def _open_optuna(folder: StudyFolder, objective: Mapping[str, str]) -> optuna.Study:
+    """The study in the storage's SQLite file: write-ahead log, synced at checkpoints of the log.
+
+    A crash of the machine may then lose the last moments, a crash of the driver nothing.
+    """
+    path = folder.storage / "optuna.db"
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
+    )
+
+    def relax(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    sqlalchemy.event.listen(storage.engine, "connect", relax)
+    storage.engine.dispose()
+    study = optuna.create_study(
+        study_name=folder.name,
+        storage=storage,
+        directions=list(objective.values()),
+        load_if_exists=True,
+    )
+    study.set_metric_names(list(objective))
+    return study
+
+
+def _size(spec: Json) -> tuple[float, float]:
+    """CPUs and GPUs of a trial."""
+    resources = spec.get("resources") or {}
+    return float(resources.get("cpus") or 1), float(resources.get("gpus") or 0)
+
+
+def _share(spec: Json, step: int, metrics: Mapping[str, Any]) -> float | None:
+    """How much of its training budget a trial has used, by what it reported."""
+    budget = ((spec.get("train") or {}).get("budget")) or {}
+    spent = {
+        "steps": step,
+        "tokens": metrics.get("train/tokens"),
+        "flops": metrics.get("train/flops"),
+        "hours": None if metrics.get("train/seconds") is None else metrics["train/seconds"] / 3600,
+    }
+    for unit, used in spent.items():
+        if budget.get(unit):
+            return None if used is None else used / budget[unit]
+    return None
+
+
+def _row(record: Json) -> Json:
+    names = ("number", "variant", "state", "params", "metrics", "reason", "attempts")
+    return {name: record[name] for name in names}
+
+
+def _sampler(settings: Json) -> Json:
+    given = settings.get("sampler") or "tpe"
+    return {"type": given} if isinstance(given, str) else dict(given)
+
+
+def _pruner(settings: Json, objective: Mapping[str, str]) -> tuple[Json, str]:
+    """The pruner's settings, and the direction of its metric."""
+    given = settings.get("pruner") or "none"
+    pruner = {"type": given} if isinstance(given, str) else dict(given)
+    metric = pruner["on"] = pruner.get("on") or next(iter(objective))
+    return pruner, pruner.pop("direction", None) or objective.get(metric, "maximize")
+
+
+def _model_seeds(settings: Json) -> list[Any]:
+    seeds = (settings.get("seeds") or {}).get("model", 0)
+    return list(seeds) if isinstance(seeds, list | tuple) else [seeds]
+
+
+def _search_seed(settings: Json) -> int:
+    return int((settings.get("seeds") or {}).get("search") or 0)

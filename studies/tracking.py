@@ -1,0 +1,288 @@
+"""MLflow's view of a study: one parent run, one child run a trial, written by the driver alone.
+
+MLflow is a view, not the record: it can be rebuilt from the study's folder, and trouble with it is
+noted and never stops a study. Reports are collected and sent in batches.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memarch.studies.store import FINISHED, Json, StudyFolder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+FLUSH_INTERVAL = 2.0
+BATCH = 900
+"""MLflow takes at most 1000 metrics a batch."""
+
+LONGEST_PARAMETER = 6000
+
+STATUS = {
+    "complete": "FINISHED",
+    "infeasible": "FINISHED",
+    "pruned": "FINISHED",
+    "failed": "FAILED",
+    "waiting": "KILLED",
+}
+
+
+def tracking_uri(storage: Path) -> str:
+    """`$MLFLOW_TRACKING_URI`, else the SQLite file of the storage folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+
+
+def run_name(number: int, variant: str, draws: Mapping[str, Any], variables: Iterable[str]) -> str:
+    """A name for people: `007 gradmem nt8 ws2`, the vars by the initials of their words."""
+    shown = [f"{_initials(name)}{_short(draws[name])}" for name in variables if name in draws]
+    return " ".join([f"{number:03d}", *([variant] if variant else []), *shown])
+
+
+def _initials(name: str) -> str:
+    return "".join(word[0] for word in name.replace("-", "_").split("_") if word)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2g}"
+    if isinstance(value, (list, tuple)):
+        return "+".join(_short(item) for item in value)
+    return str(value)
+
+
+class Tracking:
+    """One study in MLflow. Every method is safe to repeat; none raises for MLflow's sake."""
+
+    def __init__(self, folder: StudyFolder, on_problem: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._on_problem = on_problem
+        self._client: MlflowClient | None = None
+        self._experiment = ""
+        self._parent = ""
+        self._runs: dict[int, str] = {}
+        self._logged: dict[int, dict[tuple[str, int], float]] = {}
+        self._waiting: dict[int, list[tuple[str, int, float, int]]] = {}
+        self._flushed = 0.0
+        self._ended: set[int] = set()
+        self._last_step: dict[int, int] = {}
+
+    # The study
+
+    def open(self, info: Json, records: Mapping[int, Json]) -> None:
+        """Connect, make or find the parent run, and mend what a killed driver left behind."""
+        self._try(lambda: self._open(info, records))
+
+    def close(self, info: Json, records: Mapping[int, Json]) -> None:
+        """Flush, attach the report, end the parent run."""
+        self._try(self._flush)
+        self._try(lambda: self._close(info))
+
+    def _open(self, info: Json, records: Mapping[int, Json]) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        import logging
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        storage = self._folder.storage
+        uri = tracking_uri(storage)
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)  # creates and migrates the database
+        local = uri == f"sqlite:///{storage / 'mlflow.db'}"
+        if local:
+            with sqlite3.connect(storage / "mlflow.db") as database:
+                database.execute("PRAGMA journal_mode=WAL")
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._folder.name
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            artifacts = (storage / "mlartifacts" / name).as_uri() if local else None
+            self._experiment = client.create_experiment(name, artifact_location=artifacts)
+        else:
+            self._experiment = experiment.experiment_id
+            if experiment.lifecycle_stage == "deleted":
+                client.restore_experiment(self._experiment)
+        self._client = client
+        self._find_runs()
+        if not self._parent:
+            tags = {"memarch.study": self._folder.name, "memarch.path": str(self._folder.path)}
+            tags |= {"memarch.kind": "study", "design": str(info.get("design", ""))}
+            run = client.create_run(self._experiment, run_name=self._folder.name, tags=tags)
+            self._parent = run.info.run_id
+            client.log_artifact(self._parent, str(self._folder.path / "study.yaml"))
+        client.update_run(self._parent, status="RUNNING")
+        self._mend(records)
+
+    def _find_runs(self) -> None:
+        assert self._client is not None
+        query = f"tags.`memarch.study` = '{self._folder.name}'"
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], query, max_results=1000, page_token=token
+            )
+            for run in page:
+                if run.data.tags.get("memarch.kind") == "study":
+                    self._parent = run.info.run_id
+                else:
+                    number = int(run.data.tags["memarch.trial"])
+                    self._runs[number] = run.info.run_id
+                    self._mended(number, run)
+            token = page.token
+            if not token:
+                return
+
+    def _mended(self, number: int, run: Any) -> None:
+        """What was logged of a run that did not end, so that nothing is logged twice."""
+        if run.info.status in ("RUNNING", "KILLED"):
+            assert self._client is not None
+            self._logged[number] = {
+                (metric.key, metric.step): metric.value
+                for key in run.data.metrics
+                for metric in self._client.get_metric_history(run.info.run_id, key)
+            }
+        else:
+            self._logged[number] = {}
+            self._ended.add(number)
+
+    def _mend(self, records: Mapping[int, Json]) -> None:
+        for number, record in records.items():
+            if record["state"] in FINISHED and number not in self._ended:
+                self._finish(record)
+            elif record["state"] not in FINISHED and number in self._runs:
+                self._set(number, "waiting")
+
+    def _close(self, info: Json) -> None:
+        if self._client is None:
+            return
+        report = self._folder.path / "report.html"
+        if report.exists():
+            self._client.log_artifact(self._parent, str(report))
+        for name, value in (info.get("best_values") or {}).items():
+            self._client.log_metric(self._parent, name, value)
+        self._client.set_tag(self._parent, "state", info["state"])
+        status = {"complete": "FINISHED", "interrupted": "KILLED"}.get(info["state"], "FAILED")
+        self._client.set_terminated(self._parent, status=status)
+
+    # The trials
+
+    def start(self, record: Json) -> None:
+        """A trial starts, or goes on."""
+        self._try(lambda: self._start(record))
+
+    def report(self, number: int, step: int, at: float, metrics: Mapping[str, Any]) -> None:
+        """Metrics on the way."""
+        self._collect(number, step, at, metrics)
+        self._last_step[number] = max(step, self._last_step.get(number, 0))
+        if time.monotonic() - self._flushed > FLUSH_INTERVAL:
+            self._try(self._flush)
+
+    def finish(self, record: Json) -> None:
+        """A trial has its final state."""
+        self._try(lambda: self._finish(record))
+
+    def interrupt(self, number: int) -> None:
+        """A trial was cut off, and waits for the study to be resumed."""
+        self._try(lambda: self._set(number, "waiting"))
+
+    def tested(self, record: Json) -> None:
+        """Scores on the test split, or anything else that came after the end."""
+        self._try(lambda: self._log_final(record))
+
+    def _start(self, record: Json) -> None:
+        client, number = self._client, record["number"]
+        if client is None:
+            return
+        if number in self._runs:
+            client.update_run(self._runs[number], status="RUNNING")
+            client.set_tag(self._runs[number], "state", "running")
+            return
+        from mlflow.entities import Param
+
+        tags = {
+            "mlflow.parentRunId": self._parent,
+            "memarch.study": self._folder.name,
+            "memarch.trial": str(number),
+            "variant": record["variant"],
+            "state": "running",
+            "seed": str(record["seed"]),
+            "hash": str(record["hash"]),
+        }
+        if record.get("copy_of") is not None:
+            tags["copy_of"] = str(record["copy_of"])
+        run = client.create_run(self._experiment, run_name=record["run_name"], tags=tags)
+        self._runs[number] = run.info.run_id
+        values = {"variant": record["variant"]} | record["params"]
+        client.log_batch(
+            run.info.run_id,
+            params=[
+                Param(_key(k), str(v)[:LONGEST_PARAMETER]) for k, v in values.items() if v != ""
+            ],
+        )
+
+    def _finish(self, record: Json) -> None:
+        number = record["number"]
+        if self._client is None:
+            return
+        if number not in self._runs:
+            self._start(record)
+        self._log_final(record)
+        folder = self._folder.trial(number).path
+        for name in ("spec.json", "result.json"):
+            if (folder / name).exists():
+                self._client.log_artifact(self._runs[number], str(folder / name))
+        self._set(number, record["state"], record["reason"])
+
+    def _log_final(self, record: Json) -> None:
+        number = record["number"]
+        self._collect(number, self._last_step.get(number, 0), time.time(), record["metrics"])
+        self._flush_trial(number)
+
+    def _collect(self, number: int, step: int, at: float, metrics: Mapping[str, Any]) -> None:
+        """Keep for the next batch what was not logged before: attempts repeat steps."""
+        logged = self._logged.setdefault(number, {})
+        for name, value in metrics.items():
+            key = (_key(name), step)
+            if value is not None and logged.get(key) != value:
+                logged[key] = value
+                self._waiting.setdefault(number, []).append((*key, value, int(at * 1000)))
+
+    def _set(self, number: int, state: str, reason: str | None = None) -> None:
+        if self._client is None or number not in self._runs:
+            return
+        from mlflow.entities import RunTag
+
+        tags = [RunTag("state", state)] + ([RunTag("reason", reason)] if reason else [])
+        self._client.log_batch(self._runs[number], tags=tags)
+        self._client.set_terminated(self._runs[number], status=STATUS[state])
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        for number in list(self._waiting):
+            self._flush_trial(number)
+
+    def _flush_trial(self, number: int) -> None:
+        waiting = self._waiting.pop(number, [])
+        if self._client is None or number not in self._runs:
+            return
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, at, step) for name, step, value, at in waiting]
+        for start in range(0, len(metrics), BATCH):
+            self._client.log_batch(self._runs[number], metrics=metrics[start : start + BATCH])
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._on_problem(f"MLflow: {type(error).__name__}: {error}")
+
+
+def _key(name: str) -> str:
+    """MLflow's names have letters, digits, `_ - . : /` and spaces."""
+    return "".join(c if c.isalnum() or c in "_-. :/" else "-" for c in name)

@@ -1,0 +1,357 @@
+"""Ray workers that run trials: warm processes, a mailbox for reports, and the pool that deals.
+
+A worker imports torch and transformers once and then runs trial after trial. Its reports go to the
+mailbox, at most one message a second, each with the attempt that it belongs to; the answer says
+whether the trial is to stop. A worker may be killed at any moment: what counts is in the folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from memarch.components.errors import SpecError
+from memarch.studies.store import Json, plain, write_json, write_text
+
+MESSAGE_INTERVAL = 1.0
+ANSWER_WAIT = 1.0
+"""How long a reporting worker waits for the driver's decision before it trains on without it."""
+
+Key = tuple[int, int]
+"""A trial's number and its attempt."""
+
+
+@dataclass
+class Job:
+    """All that a worker needs to know about one attempt at a trial."""
+
+    number: int
+    attempt: int
+    spec: Json
+    folder: str
+    plugins: dict[str, str] = field(default_factory=dict)
+    """Text of the user's own files by file name."""
+
+
+class Mailbox:
+    """Between the workers and the driver: reports one way, stop flags the other."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[Key, list[Json]]] = []
+        self._taken = self._answered = 0
+        self._stops: set[Key] = set()
+        self._changed = asyncio.Condition()
+
+    async def post(self, key: Key, reports: list[Json]) -> bool:
+        """Hand in reports; the answer is whether to stop, as decided after reading them."""
+        async with self._changed:
+            self._messages.append((key, reports))
+            ticket = self._taken + len(self._messages)
+            self._changed.notify_all()
+            await self._wait(lambda: self._answered >= ticket, ANSWER_WAIT)
+        return key in self._stops
+
+    async def take(self, timeout: float) -> tuple[int, list[tuple[Key, list[Json]]]]:
+        """New messages, waiting for the first, and the ticket with which to answer them."""
+        async with self._changed:
+            await self._wait(lambda: bool(self._messages), timeout)
+            messages, self._messages = self._messages, []
+            self._taken += len(messages)
+            return self._taken, messages
+
+    async def answer(self, ticket: int, stops: set[Key]) -> None:
+        """The driver has decided about all messages up to this ticket."""
+        async with self._changed:
+            self._answered = max(self._answered, ticket)
+            self._stops |= stops
+            self._changed.notify_all()
+
+    async def _wait(self, until: Callable[[], bool], timeout: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait_for(until), timeout)
+
+
+class Reporter:
+    """What a trial calls at each evaluation: `report(step, metrics) -> stop?`."""
+
+    def __init__(self, job: Job, mailbox: Any) -> None:
+        self._key = (job.number, job.attempt)
+        self._mailbox = mailbox
+        self._path = Path(job.folder) / "progress.jsonl"
+        self._sent = -MESSAGE_INTERVAL
+        self.unsent: list[Json] = []
+        self.stopped = False
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> bool:
+        report = plain(
+            {"attempt": self._key[1], "step": step, "time": time.time(), "metrics": metrics}
+        )
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report) + "\n")
+        self.unsent.append(report)
+        if time.monotonic() - self._sent >= MESSAGE_INTERVAL:
+            self._send()
+        return self.stopped
+
+    def _send(self) -> None:
+        reports, self.unsent = self.unsent, []
+        # Where the driver is going down, what is in the folder will do.
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            self.stopped |= ray.get(self._mailbox.post.remote(self._key, reports))
+        self._sent = time.monotonic()
+
+
+class Worker:
+    """One process that runs trials, one at a time."""
+
+    def __init__(
+        self, mailbox: Any, trial_function: str, test_function: str, cpus: float, path: list[str]
+    ) -> None:
+        sys.path.extend(folder for folder in path if folder not in sys.path)
+        self._mailbox = mailbox
+        self._names = {"trial": trial_function, "test": test_function}
+        self._cpus = max(1, int(cpus))
+
+    def warm(self) -> int:
+        """Import what trials need; the process id."""
+        load_function(self._names["trial"])
+        self._set_threads()
+        return os.getpid()
+
+    def run(self, job: Job) -> Json:
+        """One attempt at a trial: its result, and the reports that were not sent on the way."""
+        folder = Path(job.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        report = Reporter(job, self._mailbox)
+        self._set_threads()
+        try:
+            spec = with_plugins(job, folder)
+            returned = load_function(self._names["trial"])(spec, folder, report)
+            result = _read_result(folder) or _as_result(returned)
+        except Exception as error:
+            write_text(folder / "error.txt", traceback.format_exc())
+            result = {"state": "failed", "reason": _reason(error), "metrics": {}}
+        if not (folder / "result.json").exists():
+            write_json(folder / "result.json", result)
+        return {"result": result, "reports": report.unsent}
+
+    def test(self, job: Job) -> Json:
+        """Scores of a trained trial on the test split."""
+        folder = Path(job.folder)
+        self._set_threads()
+        try:
+            spec = with_plugins(job, folder)
+            metrics = plain(load_function(self._names["test"])(spec, folder))
+            result: Json = {"metrics": metrics, "reason": None}
+        except Exception as error:
+            write_text(folder / "error.txt", traceback.format_exc())
+            result = {"metrics": {}, "reason": _reason(error)}
+        write_json(folder / "test.json", result)
+        return result
+
+    def _set_threads(self) -> None:
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(self._cpus)
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function of `package.module:name` or `path/to/file.py:name`, imported once."""
+    module_name, _, attribute = name.rpartition(":")
+    if not module_name.endswith(".py"):
+        return getattr(importlib.import_module(module_name), attribute)
+    path = Path(module_name).absolute()
+    known = f"memarch_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if known not in sys.modules:
+        spec = importlib.util.spec_from_file_location(known, path)
+        if spec is None or spec.loader is None:
+            raise SpecError(f"{module_name} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[known] = module
+        spec.loader.exec_module(module)
+    return getattr(sys.modules[known], attribute)
+
+
+def with_plugins(job: Job, folder: Path) -> Json:
+    """The spec with its plugin files written beside the trial, where this machine can read them."""
+    if not job.plugins:
+        return job.spec
+    from memarch.components.plugins import load_plugins
+
+    paths = [folder / "plugins" / name for name in job.plugins]
+    for path, text in zip(paths, job.plugins.values(), strict=True):
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+    load_plugins(paths)
+    return {**job.spec, "plugins": [str(path) for path in paths]}
+
+
+def _read_result(folder: Path) -> Json | None:
+    path = folder / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _as_result(returned: Any) -> Json:
+    if dataclasses.is_dataclass(returned) and not isinstance(returned, type):
+        returned = dataclasses.asdict(returned)
+    if not isinstance(returned, Mapping):
+        raise TypeError(f"a trial function returns a mapping, got {type(returned).__name__}")
+    return {"state": "complete", "reason": None, "metrics": {}} | plain(returned)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+@dataclass(eq=False)
+class Seat:
+    """A warm worker of one size, and the attempt that it is at."""
+
+    actor: Any
+    cpus: float
+    gpus: float
+    key: Key | None = None
+
+
+class Pool:
+    """As many workers as the machine or cluster holds, each the size that its trials ask for."""
+
+    def __init__(self, mailbox: Any, trial_function: str, test_function: str) -> None:
+        self._mailbox = mailbox
+        self._functions = (trial_function, test_function)
+        self._seats: list[Seat] = []
+        self._jobs: dict[Any, Seat] = {}
+
+    @property
+    def refs(self) -> list[Any]:
+        """Results to come."""
+        return list(self._jobs)
+
+    @property
+    def busy(self) -> int:
+        return len(self._jobs)
+
+    def fits(self, cpus: float, gpus: float) -> bool:
+        """Whether a trial of this size can start now. One always can when nothing runs."""
+        if not self._jobs:
+            return True
+        total = ray.cluster_resources()
+        used = list(self._jobs.values())
+        return sum(seat.cpus for seat in used) + cpus <= total.get("CPU", 1) and sum(
+            seat.gpus for seat in used
+        ) + gpus <= total.get("GPU", 0)
+
+    def warm(self, cpus: float, gpus: float) -> int:
+        """Start all workers of this size, so that they import while the driver still prepares."""
+        total = ray.cluster_resources()
+        count = int(total.get("CPU", 1) // cpus) if cpus else 1
+        if gpus:
+            count = min(count, int(total.get("GPU", 0) // gpus))
+        for _ in range(max(1, count)):
+            self._hire(cpus, gpus)
+        return len(self._seats)
+
+    def start(self, job: Job, cpus: float, gpus: float, method: str = "run") -> Seat:
+        """Give the job to an idle worker of its size, or to a new one."""
+        seat = self._idle(cpus, gpus)
+        seat.key = (job.number, job.attempt)
+        self._jobs[getattr(seat.actor, method).remote(job)] = seat
+        return seat
+
+    def finished(self, ref: Any) -> tuple[Key, Json | None]:
+        """The attempt that this result belongs to, and the result: None when its worker died."""
+        seat = self._jobs.pop(ref)
+        key, seat.key = seat.key, None
+        assert key is not None
+        try:
+            return key, ray.get(ref)
+        except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError):
+            self._seats.remove(seat)
+            return key, None
+
+    def kill(self, key: Key) -> None:
+        """End the attempt at once, with its worker."""
+        for ref, seat in list(self._jobs.items()):
+            if seat.key == key:
+                del self._jobs[ref]
+                self._dismiss(seat)
+
+    def close(self) -> None:
+        self._jobs.clear()
+        for seat in list(self._seats):
+            self._dismiss(seat)
+
+    def _idle(self, cpus: float, gpus: float) -> Seat:
+        idle = [seat for seat in self._seats if seat.key is None]
+        for seat in idle:
+            if (seat.cpus, seat.gpus) == (cpus, gpus):
+                return seat
+        for seat in idle:  # workers of another size make room
+            self._dismiss(seat)
+        return self._hire(cpus, gpus)
+
+    def _hire(self, cpus: float, gpus: float) -> Seat:
+        total = ray.cluster_resources()
+        if gpus > total.get("GPU", 0):
+            raise SpecError(
+                f"a trial asks for {gpus:g} GPUs, and there are {total.get('GPU', 0):g}",
+                path="resources.gpus",
+            )
+        # A trial that asks for more than there is gets all there is.
+        reserved = min(cpus, total.get("CPU", 1))
+        actor = (
+            ray.remote(Worker)
+            .options(num_cpus=reserved, num_gpus=gpus, max_restarts=0)
+            .remote(self._mailbox, *self._functions, cpus, _paths())
+        )
+        actor.warm.remote()
+        seat = Seat(actor, cpus, gpus)
+        self._seats.append(seat)
+        return seat
+
+    def _dismiss(self, seat: Seat) -> None:
+        self._seats.remove(seat)
+        ray.kill(seat.actor, no_restart=True)
+
+
+def _paths() -> list[str]:
+    """Folders that the driver imports from and a worker may not."""
+    return [folder for folder in sys.path if folder and "site-packages" not in folder]
+
+
+def open_mailbox() -> Any:
+    return ray.remote(Mailbox).options(num_cpus=0, max_concurrency=10_000).remote()
+
+
+def start_ray(address: str | None) -> bool:
+    """Join the cluster at this address, or start Ray here; whether this call started it."""
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: Json = {"logging_level": "error", "log_to_driver": False}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(
+            num_cpus=os.cpu_count(),
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,  # only specs and scores travel
+            **quiet,
+        )
+    return True
