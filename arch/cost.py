@@ -1,6 +1,7 @@
 """What a model costs: parameters, state, floating-point operations. Everything is counted, nothing declared.
 
-The model runs once on tensors that have shapes and no numbers: state sizes are those of the
+The model runs once on tensors that have shapes and no numbers (on real ones where a memory's state
+depends on the numbers, as that of a growing cache does): state sizes are those of the
 tensors that come out of `write`, operations those that torch's counter sees (matrix products and
 attention; a multiply-add is two). For one sample with a context of C and a query of Q tokens:
 
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -42,12 +43,11 @@ _FORMULAS = flop_registry | {
 def measure(model: MemarchModel, *, context_length: int, query_length: int) -> dict[str, float]:
     """The figures above for a context of `context_length` tokens (0: none) and a query."""
     tokens = max(1, context_length + query_length)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        context, query = (_ids(model, length) for length in (context_length, query_length))
-        with torch.no_grad():
-            write, state = _counted(lambda: model.write(context))
-            read, _ = _counted(lambda: model(query, memory=state))
-        train, _ = _counted(lambda: _train_step(model, context, query))
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            write, read, train, state = _run(model, context_length, query_length)
+    except DataDependentOutputException:
+        write, read, train, state = _run(model, context_length, query_length)
     return {
         "cost/parameters": float(sum(p.numel() for p in model.parameters())),
         "cost/state_bytes": float(state.nbytes),
@@ -59,8 +59,19 @@ def measure(model: MemarchModel, *, context_length: int, query_length: int) -> d
     }
 
 
-def _ids(model: MemarchModel, length: int) -> Tensor:
-    return torch.zeros(1, length, dtype=torch.long, device=model.device)
+def _run(
+    model: MemarchModel, context_length: int, query_length: int
+) -> tuple[int, int, int, MemoryState]:
+    """Operations to write, to read and to train, and the state after the context."""
+    context, query = (
+        torch.zeros(1, length, dtype=torch.long, device=model.device)
+        for length in (context_length, query_length)
+    )
+    with torch.no_grad():
+        write, state = _counted(lambda: model.write(context))
+        read, _ = _counted(lambda: model(query, memory=state))
+    train, _ = _counted(lambda: _train_step(model, context, query))
+    return write, read, train, state
 
 
 def _counted(work: Callable[[], T]) -> tuple[int, T]:

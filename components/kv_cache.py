@@ -100,13 +100,11 @@ class KVCache(Memory):
         return y, new
 
     def _keep(self, seen: State, full: bool) -> State:
-        """Of all tokens seen, those that a later token may see.
+        """Of all tokens seen, those that a later token may see, gaps closed.
 
-        Pads close up where pads arrive; where all new tokens are valid, a growing cache only grows.
+        Where all new tokens are valid, nothing but the gaps of a growing cache needs work.
         """
         valid = seen["valid"]
-        if self.settings.window is None and full:
-            return seen
         if self.settings.window is None:
             order, size = valid_first(valid), int(valid.sum(dim=1).max())
             kept = slice(0, size)
