@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memarch.api import StudyResults, build, load, load_study, run_study, study_results
+    from memarch.api import StudyResult, build, load, load_study, run_study, study_results
     from memarch.arch.model import MemarchConfig, MemarchModel
     from memarch.arch.state import MemoryState
     from memarch.components.errors import SpecError
@@ -25,7 +25,7 @@ _HOME = {
     "load_study": "memarch.api",
     "run_study": "memarch.api",
     "study_results": "memarch.api",
-    "StudyResults": "memarch.api",
+    "StudyResult": "memarch.api",
     "MemarchConfig": "memarch.arch.model",
     "MemarchModel": "memarch.arch.model",
     "MemoryState": "memarch.arch.state",
@@ -37,7 +37,7 @@ __all__ = [
     "MemarchModel",
     "MemoryState",
     "SpecError",
-    "StudyResults",
+    "StudyResult",
     "build",
     "load",
     "load_study",

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from memarch.components.errors import SpecError
-from memarch.output import WorkFailed, document_only, emit, log
+from memarch.output import WorkFailedError, document_only, emit, log
 
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.\-\[\]]*=")
 
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             log(f"see `{error.ctx.command_path} --help`")
         return 2
-    except WorkFailed as error:
+    except WorkFailedError as error:
         log(f"failed: {error}")
         return 1
     except (KeyboardInterrupt, click.Abort):
@@ -259,7 +259,7 @@ def train(
     from memarch import train as training
 
     with document_only(as_json):
-        if local or not Path(file).exists() and re.fullmatch(r".+/\d+", file):
+        if local or (not Path(file).exists() and re.fullmatch(r".+/\d+", file)):
             document = training.train_trial(file, storage, overrides)
         else:
             document = training.train_file(Path(file), storage, overrides, variant, again=again)
@@ -332,7 +332,7 @@ def study_run(
     from memarch import follow
 
     with document_only(as_json):
-        document = follow.run(file, storage, overrides, name, address, quiet=as_json)
+        document = follow.run(file, storage, overrides, name, address)
     _study_end(document, storage, as_json)
 
 
@@ -350,7 +350,7 @@ def study_resume(name: str, storage: Path, address: str | None, as_json: bool) -
     from memarch import follow
 
     with document_only(as_json):
-        document = follow.resume(name, storage, address, quiet=as_json)
+        document = follow.resume(name, storage, address)
     _study_end(document, storage, as_json)
 
 
@@ -446,7 +446,7 @@ def check(file: Path, as_json: bool) -> None:
         show.checks(rows)
     broken = sum(not r.passed for r in results)
     if broken:
-        raise WorkFailed(f"{broken} of {len(rows)} checks")
+        raise WorkFailedError(f"{broken} of {len(rows)} checks")
 
 
 @app.command()
@@ -501,7 +501,7 @@ def _study_end(document: dict[str, Any], storage: Path, as_json: bool) -> None:
         show.where_next(document, storage)
     trials: Iterable[dict[str, Any]] = document["trials"]
     if document["state"] != "interrupted" and not any(t["state"] == "complete" for t in trials):
-        raise WorkFailed("no trial completed; `memarch study show` has the reasons")
+        raise WorkFailedError("no trial completed; `memarch study show` has the reasons")
 
 
 if __name__ == "__main__":

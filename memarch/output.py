@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-class WorkFailed(Exception):
+class WorkFailedError(Exception):
     """The input was right and the work failed: exit code 1."""
 
 

@@ -1,0 +1,182 @@
+"""What is registered, as data: names, settings with types, defaults and docs, measured state sizes."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+import types
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from memarch.components.errors import SpecError, did_you_mean
+from memarch.components.registry import Entry
+
+LAYERS = 2
+"""Layers of the small model on which state sizes are measured."""
+
+
+def describe(name: str | None = None) -> list[dict[str, Any]]:
+    """All memories and tasks, or the one of that name."""
+    from memarch.components.memory import memories
+    from memarch.studies.tasks.base import tasks
+
+    found = [("memory", entry) for entry in memories] + [("task", entry) for entry in tasks]
+    if name is not None:
+        names = [entry.name for _, entry in found]
+        if name not in names:
+            raise SpecError(f"no memory or task {name!r}; {did_you_mean(name, names)}")
+        found = [(kind, entry) for kind, entry in found if entry.name == name]
+    return [_describe(kind, entry) for kind, entry in found]
+
+
+def _describe(kind: str, entry: Entry[Any]) -> dict[str, Any]:
+    cls = entry.cls
+    module = inspect.getdoc(sys.modules[cls.__module__]) or ""
+    own = inspect.getdoc(cls) or ""
+    memory = kind == "memory"
+    site = getattr(cls, "site", None)
+    return {
+        "name": entry.name,
+        "kind": kind,
+        "summary": (own or module).split("\n")[0],
+        "recurrence": ("per_segment" if site == "segment" else "per_layer") if memory else None,
+        "site": site,
+        "paper": entry.paper or None,
+        "settings": _settings(cls.Settings, entry.defaults),
+        "state_bytes": _state_bytes(entry) if memory else None,
+        "equations": f"{module}\n\n{own}".strip(),
+        "module": cls.__module__,
+    }
+
+
+def _state_bytes(entry: Entry[Any]) -> int | None:
+    """Bytes of state per sample before anything is read; None where the state grows from nothing."""
+    import torch
+
+    from memarch.arch.spec import parse_memory
+    from memarch.components.memory import BuildContext
+
+    context = BuildContext(
+        hidden_size=64,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=16,
+        num_layers=LAYERS,
+        vocab_size=64,
+        segment_length=16,
+        norm_eps=1e-6,
+        initializer_range=0.02,
+        layer=None if entry.cls.site == "segment" else 0,
+        head_weight=torch.zeros(64, 64),
+    )
+    try:
+        memory = entry.cls(parse_memory({"type": entry.name}), context)
+        state = memory.init_state(1, torch.zeros(1))
+    except SpecError:  # a setting without a default
+        return None
+    copies = 1 if entry.cls.site == "segment" else LAYERS
+    return copies * sum(t.numel() * t.element_size() for t in state.values()) or None
+
+
+def _settings(cls: type[BaseModel], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a key. A key that holds one of several maps has their rows under `options`."""
+    rows = []
+    docs = _field_docs(cls)
+    for name, field in cls.model_fields.items():
+        if name == "type":
+            continue
+        given = defaults.get(name)
+        options = {label: _settings(member, _under(given, label)) for label, member in _maps(field)}
+        required = field.is_required() and name not in defaults
+        row = {
+            "name": name,
+            "type": " or ".join(options) if options else _type_name(field.annotation),
+            "default": None if required else _default(field, given, bool(options)),
+            "required": required,
+            "doc": " ".join((field.description or docs.get(name, "")).split()),
+        }
+        rows.append(row | ({"options": options} if options else {}))
+    return rows
+
+
+def _under(given: Any, label: str) -> Mapping[str, Any]:
+    chosen = isinstance(given, Mapping) and given.get("type") == label
+    return {k: v for k, v in given.items() if k != "type"} if chosen else {}
+
+
+def _default(field: Any, given: Any, nested: bool) -> Any:
+    if given is not None:
+        return given.get("type", given) if nested and isinstance(given, Mapping) else given
+    if field.is_required():
+        return None
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+        return value.get("type", value) if nested else value
+    return value
+
+
+def _maps(field: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    for member in _members(field.annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            tag = member.model_fields.get("type")
+            names = get_args(tag.annotation) if tag is not None else ()
+            if names:
+                yield str(names[0]), member
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
+
+
+def _type_name(annotation: Any) -> str:
+    """The type as the YAML's author sees it: `int`, `all or list of int or Every`."""
+    names = []
+    for member in _members(annotation):
+        origin = get_origin(member)
+        if member is type(None):
+            continue
+        if origin is Literal:
+            names += [str(value) for value in get_args(member)]
+        elif origin in (list, tuple, dict):
+            inner = [_type_name(part) for part in get_args(member) if part is not Ellipsis]
+            kind = "map" if origin is dict else "list"
+            names.append(f"{kind} of {inner[-1]}" if inner else kind)
+        elif isinstance(member, type) and issubclass(member, BaseModel):
+            names.append("{" + ", ".join(member.model_fields) + "}")
+        else:
+            names.append(getattr(member, "__name__", str(member)))
+    return " or ".join(dict.fromkeys(names))
+
+
+def _field_docs(cls: type[BaseModel]) -> dict[str, str]:
+    """The string under each field, of the class and its bases."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not issubclass(base, BaseModel) or base is BaseModel:
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, SyntaxError):
+            continue
+        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+        for statement, after in zip(body, body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                docs[statement.target.id] = str(after.value.value)
+    return docs

@@ -1,0 +1,277 @@
+"""Running a study in sight: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from memarch.studies import events
+from memarch.studies import leaderboard as board
+
+QUIET_SECONDS = 15.0
+"""Without a terminal, a line about what is running comes after this long a silence."""
+
+BEST_ROWS = 5
+
+
+def run(
+    file: Path,
+    storage: Path,
+    overrides: Sequence[str],
+    name: str | None,
+    address: str | None,
+) -> dict[str, Any]:
+    """Run a study file; the study's document."""
+    from memarch.studies.driver import run_study
+
+    return _followed(
+        lambda display: run_study(
+            file, storage, overrides=overrides, name=name, address=address, on_event=display
+        ),
+        storage,
+    )
+
+
+def resume(name: str, storage: Path, address: str | None) -> dict[str, Any]:
+    """Go on with a study; the study's document."""
+    from memarch.studies.driver import resume_study
+
+    return _followed(
+        lambda display: resume_study(name, storage, address=address, on_event=display), storage
+    )
+
+
+def _followed(
+    work: Callable[[Callable[[events.Event], None]], events.StudyResult], storage: Path
+) -> dict[str, Any]:
+    from memarch.studies.store import show_study
+
+    console = Console(stderr=True)
+    with _display(console) as display:
+        result = work(display)
+    return show_study(result.name, storage)
+
+
+def _display(console: Console) -> Lines | Screen:
+    return Screen(console) if console.is_terminal else Lines(console)
+
+
+@dataclass
+class Running:
+    """A trial that a worker has now."""
+
+    variant: str
+    params: dict[str, Any]
+    started: float
+    step: int = 0
+    share: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Progress:
+    """What is known about a running study, from its events."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.path = ""
+        self.objective: dict[str, str] = {}
+        self.total: int | None = None
+        self.before = 0
+        """Trials that were finished when this driver began."""
+        self.started = time.monotonic()
+        self.running: dict[int, Running] = {}
+        self.finished: list[dict[str, Any]] = []
+        self.notices: list[str] = []
+
+    def take(self, event: events.Event) -> None:
+        """Note an event."""
+        if isinstance(event, events.StudyStarted):
+            self.name, self.path, self.objective = event.name, event.path, event.objective
+            self.total, self.before = event.trials, event.finished
+        elif isinstance(event, events.TrialStarted):
+            now = time.monotonic()
+            self.running[event.number] = Running(event.variant, dict(event.params), now)
+        elif isinstance(event, events.TrialProgress) and event.number in self.running:
+            trial = self.running[event.number]
+            trial.step, trial.metrics = event.step, event.metrics
+            trial.share = event.share or trial.share
+        elif isinstance(event, events.TrialFinished):
+            self.running.pop(event.record["number"], None)
+            self.finished.append(event.record)
+        elif isinstance(event, events.Notice):
+            self.notices.append(event.message)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What is finished so far, as `study show` would have it."""
+        return {
+            "name": self.name,
+            "state": "running",
+            "objective": self.objective,
+            "trials": self.finished,
+            "best": [],
+        }
+
+    @property
+    def done(self) -> int:
+        return self.before + len(self.finished)
+
+    def seconds_left(self) -> float | None:
+        """From the pace so far; None where the study has no number of trials, or none is done."""
+        if self.total is None or not self.finished:
+            return None
+        under_way = sum(trial.share for trial in self.running.values())
+        pace = (time.monotonic() - self.started) / (len(self.finished) + under_way)
+        return max(0.0, pace * (self.total - self.done - under_way))
+
+    def summary(self) -> str:
+        """`4 of 12 trials done, 2 running, best 0.930 (003 gradmem; floor 0.250), about 3 min left`."""
+        total = "" if self.total is None else f" of {self.total}"
+        parts = [f"{self.done}{total} trials done", f"{len(self.running)} running"]
+        rows = board.ranked(self.document) if self.objective else []
+        if rows:
+            parts.append(self._best(rows))
+        left = self.seconds_left()
+        if left is not None:
+            parts.append(f"about {board.duration(left)} left")
+        return ", ".join(parts)
+
+    def _best(self, rows: Sequence[board.Trial]) -> str:
+        metric, _ = board.main_objective(self.document)
+        floors = board.floors(rows, metric)
+        value = board.score(rows[0], metric) or 0.0
+        against = f"; floor {max(floors.values()):.3f}" if floors else ""
+        return f"best {value:.3f} ({rows[0]['number']:03d} {rows[0]['variant']}{against})"
+
+    def row(self, record: dict[str, Any]) -> str:
+        """A finished trial in one line."""
+        parts = [f"{record['number']:03d}", record["variant"] or "-", board.settings(record)]
+        if record["state"] != "complete":
+            parts.append(f"{record['state']}: {record['reason']}")
+        for metric in self.objective:
+            if board.score(record, metric) is not None:
+                parts.append(f"{metric} {board.score(record, metric):.4f}")
+        for cost in ("cost/state_bytes", "cost/wall_seconds"):
+            if board.score(record, cost) is not None:
+                parts.append(board.cost(record, cost))
+        return "  ".join(part for part in parts if part)
+
+
+class Lines:
+    """Plain lines: one a finished trial, and a sign of life when there is nothing else to tell."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress()
+        self.last = time.monotonic()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def __call__(self, event: events.Event) -> None:
+        progress = self.progress
+        progress.take(event)
+        if isinstance(event, events.StudyStarted):
+            self._say(f"study {event.name} in {event.path}: the workers are starting")
+        elif isinstance(event, events.TrialFinished):
+            self._say(progress.row(event.record))
+            self._say(f"    {progress.summary()}")
+        elif isinstance(event, events.Notice):
+            self._say(event.message)
+        elif time.monotonic() - self.last > QUIET_SECONDS and progress.running:
+            now = [f"{n:03d} {t.variant} {t.share:.0%}" for n, t in progress.running.items()]
+            self._say(f"running: {', '.join(now)}")
+
+    def _say(self, line: str) -> None:
+        self.last = time.monotonic()
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class Screen:
+    """The live display: what runs, the best so far, and how long it will take."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress()
+        self.live = Live(
+            console=console, get_renderable=self.render, refresh_per_second=2, transient=True
+        )
+
+    def __enter__(self) -> Screen:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def __call__(self, event: events.Event) -> None:
+        self.progress.take(event)
+        if isinstance(event, events.Notice):
+            self.live.console.print(event.message, markup=False, highlight=False)
+        elif isinstance(event, events.TrialFinished):
+            row = self.progress.row(event.record)
+            self.live.console.print(row, markup=False, highlight=False)
+
+    def render(self) -> RenderableType:
+        """The part of the screen that is drawn anew."""
+        progress = self.progress
+        elapsed = board.duration(time.monotonic() - progress.started)
+        head = Text.assemble((progress.name or "starting", "bold"), f"  {elapsed}  ")
+        head.append(progress.summary() if progress.objective else "the workers are starting")
+        parts: list[RenderableType] = [head]
+        if progress.total:
+            under_way = sum(trial.share for trial in progress.running.values())
+            parts.append(ProgressBar(progress.total, progress.done + under_way, width=60))
+        if progress.running:
+            parts.append(self._running())
+        if progress.finished and progress.objective:
+            parts.append(self._best())
+        return Group(*parts)
+
+    def _running(self) -> Table:
+        made = Table.grid(padding=(0, 2))
+        for number, trial in sorted(progress_items(self.progress)):
+            made.add_row(
+                f"[cyan]{number:03d}[/]",
+                escape(trial.variant or "-"),
+                escape(board.settings({"params": trial.params})),
+                ProgressBar(1.0, trial.share, width=20),
+                f"step {trial.step}",
+                escape(self._scores(trial.metrics)),
+            )
+        return made
+
+    def _best(self) -> Table:
+        made = Table.grid(padding=(0, 2))
+        for trial in board.ranked(self.progress.document)[:BEST_ROWS]:
+            style = "cyan" if board.is_baseline(trial) else None
+            made.add_row(
+                f"{trial['number']:03d}",
+                escape(trial["variant"] or "-"),
+                escape(board.settings(trial)),
+                escape(self._scores(trial["metrics"])),
+                board.cost(trial, "cost/state_bytes"),
+                style=style,
+            )
+        return made
+
+    def _scores(self, metrics: dict[str, float]) -> str:
+        names = [name for name in self.progress.objective if metrics.get(name) is not None]
+        return ", ".join(f"{name} {metrics[name]:.3f}" for name in names)
+
+
+def progress_items(progress: Progress) -> list[tuple[int, Running]]:
+    """Running trials; a copy, because events arrive while the screen is drawn."""
+    return list(progress.running.items())

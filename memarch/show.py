@@ -1,0 +1,282 @@
+"""Tables for people: everything that the command line prints in place of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from memarch.studies import leaderboard as board
+
+Row = Mapping[str, Any]
+WIDTH = 140
+"""Columns of a table that goes to a file or a pipe."""
+
+_STATES = {
+    "complete": "green",
+    "pruned": "yellow",
+    "infeasible": "yellow",
+    "failed": "red",
+    "running": "cyan",
+    "waiting": "dim",
+    "interrupted": "yellow",
+}
+
+
+def console() -> Console:
+    """Standard output; as wide as the terminal, or wide enough for a table where it is none."""
+    found = Console()
+    return found if found.is_terminal else Console(width=WIDTH)
+
+
+def table(title: str, headings: Sequence[str], right: Sequence[str] = ()) -> Table:
+    """An empty table in the house's style; columns named in `right` hold numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in right else "left")
+    return made
+
+
+def components(found: Sequence[Row]) -> None:
+    """All memories and tasks."""
+    out = console()
+    for kind in ("memory", "task"):
+        rows = [row for row in found if row["kind"] == kind]
+        headings = ["name", "what it is", "recurrence", "state", "paper"]
+        made = table(
+            {"memory": "memories", "task": "tasks"}[kind],
+            headings if kind == "memory" else headings[:2],
+            right=["state"],
+        )
+        for row in rows:
+            cells = [f"[bold]{escape(row['name'])}[/]", escape(row["summary"])]
+            if kind == "memory":
+                state = board.size(row["state_bytes"]) if row["state_bytes"] else "grows"
+                cells += [row["recurrence"], state, escape(row["paper"] or "")]
+            made.add_row(*cells)
+        out.print(made)
+    out.print("`memarch components NAME` explains one: equations, settings, where it comes from.")
+
+
+def component(row: Row) -> None:
+    """One memory or task: its docstring and its settings."""
+    out = console()
+    out.print(f"[bold]{escape(row['name'])}[/]  {row['kind']}")
+    out.print(Text("\n" + row["equations"].strip() + "\n"))
+    facts = {"recurrence": row["recurrence"], "paper": row["paper"], "defined in": row["module"]}
+    if row["kind"] == "memory":
+        size = row["state_bytes"]
+        facts["state"] = board.size(size) if size else "grows with the input, or none"
+    for name, fact in facts.items():
+        if fact:
+            out.print(f"{name}: {escape(str(fact))}")
+    made = table("settings", ["key", "type", "default", "what it does"])
+    _settings(made, row["settings"], "")
+    out.print(made)
+
+
+def _settings(made: Table, settings: Sequence[Row], prefix: str) -> None:
+    for setting in settings:
+        name = f"{prefix}{setting['name']}"
+        default = "[red]required[/]" if setting["required"] else escape(str(setting["default"]))
+        made.add_row(escape(name), escape(setting["type"]), default, escape(setting["doc"]))
+        for option, inner in setting.get("options", {}).items():
+            made.add_row(f"[dim]{escape(name)}.type[/]", f"[dim]{escape(option)}[/]", "", "")
+            _settings(made, inner, f"{name}.")
+
+
+def studies(rows: Sequence[Row], storage: Path) -> None:
+    """All studies of a storage folder."""
+    out = console()
+    if not rows:
+        out.print(f"no studies in {storage}; `memarch study run FILE` makes one")
+        return
+    made = table(
+        f"studies in {storage}", ["name", "state", "design", "trials", "objective", "best"]
+    )
+    for row in rows:
+        counts = ", ".join(f"{n} {state}" for state, n in row["trials"].items() if n)
+        made.add_row(
+            f"[bold]{escape(row['name'])}[/]",
+            _state(row["state"]),
+            str(row["design"] or ""),
+            counts,
+            ", ".join(row["objective"]),
+            ", ".join(board.number(v) for v in (row.get("best_values") or {}).values()),
+        )
+    out.print(made)
+
+
+def study(document: board.Document) -> None:
+    """A study's leaderboard and what did not finish."""
+    out = console()
+    out.print(leaderboard(document))
+    unfinished = [t for t in document["trials"] if t["state"] in ("failed", "running", "waiting")]
+    if unfinished:
+        made = table("not finished", ["trial", "variant", "settings", "state", "reason"])
+        for trial in unfinished:
+            made.add_row(
+                f"{trial['number']:03d}",
+                escape(trial["variant"] or ""),
+                escape(board.settings(trial)),
+                _state(trial["state"]),
+                escape(trial["reason"] or ""),
+            )
+        out.print(made)
+
+
+def leaderboard(document: board.Document) -> RenderableType:
+    """Trials, best first, beside the floors and the costs."""
+    goals = board.objectives(document)
+    main, _ = board.main_objective(document)
+    rows = board.ranked(document)
+    floors = board.floors(rows, main)
+    costs = [
+        name for name in board.COSTS if any(board.score(row, name) is not None for row in rows)
+    ]
+    headings = ["rank", "trial", "variant", "settings", *goals, *(board.COSTS[c] for c in costs)]
+    made = table(
+        f"{document['name']}: {document['state']}",
+        headings,
+        right=["rank", "trial", *goals, *board.COSTS.values()],
+    )
+    for rank, trial in enumerate(rows, start=1):
+        baseline = board.is_baseline(trial)
+        label = escape(trial["variant"] or "-")
+        if baseline:
+            label += f" [dim]({board.BASELINES[trial['variant']]})[/]"
+        if trial["state"] != "complete":
+            label += f" [yellow]({trial['state']})[/]"
+        made.add_row(
+            str(rank),
+            f"{trial['number']:03d}",
+            label,
+            escape(board.settings(trial)),
+            *(_score(trial, name, floors if name == main else {}) for name in goals),
+            *(board.cost(trial, name) for name in costs),
+            style="cyan" if baseline else ("bold" if trial["number"] in document["best"] else None),
+        )
+    notes = []
+    if floors:
+        listed = ", ".join(f"{name} {value:.3f}" for name, value in sorted(floors.items()))
+        notes.append(f"floors of {main}: {listed}; below the higher one nothing is recalled")
+    if not rows:
+        notes.append("no trial has finished yet")
+    return Group(made, *(Text(note, style="dim") for note in notes))
+
+
+def where_next(document: board.Document, storage: Path) -> None:
+    """The last words of a study: what to look at, or how to go on."""
+    out = console()
+    name = document["name"]
+    option = "" if storage == Path("runs").absolute() else f" --storage {storage}"
+    report = storage / "studies" / name / "report.html"
+    if document["state"] == "interrupted":
+        out.print(f"go on:   memarch study resume {name}{option}", highlight=False)
+    if report.exists():
+        out.print(f"report:  {report}", highlight=False, soft_wrap=True)
+    out.print(f"MLflow:  memarch ui{option}", highlight=False, soft_wrap=True)
+
+
+def plan(document: Row, *, origins: bool = False) -> None:
+    """What a study will run."""
+    out = console()
+    head = f"{document['name']}: {document['design']}"
+    if document["trials"] is not None:
+        head += f", {document['trials']} trials"
+    made = table(
+        head,
+        ["variant", "parameters", "state", "floats", "FLOPs/token", "schedule", "why"],
+        right=["parameters", "state", "floats", "FLOPs/token"],
+    )
+    for row in document["variants"]:
+        small = row["smallest"]
+        made.add_row(
+            escape(row["name"] or "-"),
+            _span(small["parameters"], row["parameters"], board.quantity),
+            _span(small["state_bytes"], row["state_bytes"], board.size),
+            _span(small["state_floats"], row["state_floats"], board.quantity),
+            _span(small["flops_per_token"], row["flops_per_token"], board.quantity),
+            row["schedule"],
+            escape(row["reason"]),
+        )
+    out.print(made)
+    searched = table("what is searched", ["variant", "parameter", "values"])
+    for row in document["variants"]:
+        for name, values in row["space"].items():
+            searched.add_row(escape(row["name"] or "-"), escape(name), escape(values))
+    if searched.row_count:
+        out.print(searched)
+    if document["measured"]:
+        headings = ["trial", "variant", "settings", "steps", "a step", "a trial", "peak memory"]
+        made = table("measured on this machine", headings, right=headings[3:])
+        for row in document["measured"]:
+            made.add_row(
+                row["which"],
+                escape(row["variant"] or "-"),
+                escape(board.settings(row)),
+                board.number(row["steps"]),
+                f"{row['seconds_per_step'] * 1000:.0f} ms",
+                board.duration(row["seconds"]),
+                board.size(row["memory_bytes"]),
+            )
+        out.print(made)
+    estimate = document["estimate"]
+    if estimate["seconds"] is not None:
+        low, high = (board.duration(seconds) for seconds in estimate["seconds"])
+        out.print(
+            f"all of it: between {low} and {high}, with {estimate['workers']} trials at a time",
+            highlight=False,
+        )
+    for warning in document["warnings"]:
+        out.print(f"[yellow]note:[/] {escape(warning)}")
+    if origins:
+        for variant, places in document["origins"].items():
+            made = table(f"origins {variant}".rstrip(), ["key", "value", "from"])
+            for key, place in places.items():
+                value = escape(str(place["value"]))
+                made.add_row(escape(key), value, escape(place["origin"]))
+            out.print(made)
+
+
+def metrics(document: Row) -> None:
+    """What a trained or evaluated model scored."""
+    out = console()
+    made = table("", ["metric", "value"], right=["value"])
+    for name, value in sorted(document["metrics"].items()):
+        shown = board.cost({"metrics": {name: value}}, name)
+        made.add_row(escape(name), shown)
+    out.print(made)
+    if document.get("path"):
+        out.print(f"model:  {document['path']}", highlight=False, soft_wrap=True)
+
+
+def checks(rows: Sequence[Row]) -> None:
+    """The rules that a memory keeps or breaks."""
+    made = table("", ["", "check", "what was found"])
+    for row in rows:
+        mark = "[green]ok[/]" if row["passed"] else "[red]broken[/]"
+        made.add_row(mark, escape(row["name"]), escape(row["message"] or ""))
+    console().print(made)
+
+
+def _state(state: str) -> str:
+    return f"[{_STATES.get(state, 'default')}]{escape(state)}[/]"
+
+
+def _score(trial: Row, metric: str, floors: Mapping[str, float]) -> str:
+    value = board.score(trial, metric)
+    if value is None:
+        return "-"
+    beaten = not floors or value > max(floors.values())
+    return f"{value:.4f}" if beaten else f"[red]{value:.4f}[/]"
+
+
+def _span(low: float | None, high: float | None, text: Any) -> str:
+    return text(high) if low == high or low is None else f"{text(low)} - {text(high)}"

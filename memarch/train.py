@@ -1,0 +1,154 @@
+"""`memarch train` and `memarch eval`: one model, in this process, without Ray."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memarch.components.errors import SpecError, did_you_mean
+from memarch.output import WorkFailedError, log
+
+if TYPE_CHECKING:
+    from memarch.search_spaces.study_file import Resolved, StudyFile
+    from memarch.studies.store import TrialFolder
+
+Json = dict[str, Any]
+TRIAL = re.compile(r"(?P<study>.+)/(?P<number>\d+)")
+
+
+def train_file(
+    file: Path, storage: Path, overrides: Sequence[str], variant: str | None, *, again: bool
+) -> Json:
+    """Train the one model of a file; `{"metrics", "spec", "path"}`."""
+    from memarch.studies.spec import load_study
+    from memarch.studies.store import read_json, write_json
+
+    study = load_study(file, tuple(overrides))
+    resolved = resolve_one(study, variant)
+    chosen = variant or next(iter(study.variants), "")
+    name = "-".join(part for part in (file.stem, chosen, resolved.hash[:8]) if part)
+    folder = storage / "models" / name
+    if again:
+        shutil.rmtree(folder, ignore_errors=True)
+    result = read_json(folder / "result.json")
+    if result is None:
+        write_json(folder / "spec.json", resolved.spec)
+        result = _train(resolved.spec, folder)
+        write_json(folder / "result.json", result)
+    else:
+        log(f"{folder} has this model, trained already; --again trains it anew")
+    return {"metrics": result["metrics"], "spec": resolved.spec, "path": result["path"]}
+
+
+def train_trial(reference: str, storage: Path, overrides: Sequence[str]) -> Json:
+    """Train a study's trial again, from the start, in a folder beside the trial's own files."""
+    if overrides:
+        raise SpecError("a trial has its spec; --set goes with a file")
+    trial = find_trial(reference, storage)
+    if trial is None:
+        raise SpecError(f"{reference!r} is not STUDY/NUMBER, such as quickstart/7")
+    spec = trial.spec
+    if spec is None:
+        raise SpecError(f"trial {reference} has no spec.json")
+    folder = trial.path / "local"
+    shutil.rmtree(folder, ignore_errors=True)
+    result = _train(spec, folder)
+    return {"metrics": result["metrics"], "spec": spec, "path": result["path"]}
+
+
+def evaluate(
+    model: str, file: Path, storage: Path, overrides: Sequence[str], variant: str | None
+) -> Json:
+    """A saved model by the `eval:` section of a file; `{"metrics", "spec", "path"}`."""
+    from memarch.studies.spec import load_study
+    from memarch.studies.trial import evaluate_saved
+
+    path, record = _saved_model(model, storage)
+    study = load_study(file, tuple(overrides))
+    if variant is None and record.get("variant") in study.variants:
+        variant = record["variant"]
+    spec = resolve_one(study, variant, record.get("params", {})).spec
+    return {"metrics": evaluate_saved(path, spec), "spec": spec, "path": str(path)}
+
+
+def resolve_one(study: StudyFile, variant: str | None, known: Json | None = None) -> Resolved:
+    """The one spec of a file. `known` are values for its ranges; any other range is an error."""
+    names = study.variants
+    if variant is None and len(names) > 1:
+        raise SpecError(
+            f"the file has variants: choose one with --variant ({', '.join(names)}), or run them "
+            "all with `memarch study run`",
+            file=str(study.path),
+        )
+    chosen = variant if variant is not None else names[0]
+    if chosen not in names:
+        raise SpecError(f"no variant {chosen!r}; {did_you_mean(chosen, names)}", path="variants")
+    space = study.space(chosen)
+    draws = {name: value for name, value in (known or {}).items() if name in space}
+    missing = [name for name in space if name not in draws]
+    if missing:
+        raise SpecError(
+            f"the file searches {', '.join(missing)}: give values with --set, or run it with "
+            "`memarch study run`",
+            file=str(study.path),
+        )
+    return study.resolve(chosen, draws)
+
+
+def find_trial(reference: str, storage: Path) -> TrialFolder | None:
+    """The trial that `STUDY/7` names; None where it is not of that form."""
+    from memarch.studies.store import find_study
+
+    match = TRIAL.fullmatch(reference)
+    if match is None:
+        return None
+    study = find_study(storage, match["study"])
+    trial = study.trial(int(match["number"]))
+    if not trial.path.is_dir():
+        numbers = sorted(study.records())
+        known = f"there are {numbers[0]} to {numbers[-1]}" if numbers else "there are none yet"
+        raise SpecError(f"study {study.name!r} has no trial {match['number']}; {known}")
+    return trial
+
+
+def _saved_model(model: str, storage: Path) -> tuple[Path, Json]:
+    """Where a model is saved, and the record of its trial if it has one."""
+    for path in (Path(model), Path(model) / "model"):
+        if (path / "config.json").is_file():
+            return path, {}
+    if Path(model).exists():
+        raise SpecError(f"no saved model in {model!r}: there is no config.json")
+    trial = find_trial(model, storage)
+    if trial is None:
+        raise SpecError(f"no saved model {model!r}: neither a folder nor STUDY/NUMBER")
+    if not (trial.path / "model" / "config.json").is_file():
+        raise SpecError(f"trial {model} has no saved model; its state is {trial.record['state']}")
+    return trial.path / "model", trial.record
+
+
+def _train(spec: Json, folder: Path) -> Json:
+    from memarch.studies.training import TrainingFailure
+    from memarch.studies.trial import train_spec
+
+    try:
+        return train_spec(spec, folder, _told())
+    except TrainingFailure as error:
+        raise WorkFailedError(str(error)) from error
+
+
+def _told() -> Callable[[int, dict[str, float]], bool]:
+    """Tells each report in a line on stderr, and never asks to stop."""
+
+    def report(step: int, metrics: dict[str, float]) -> bool:
+        shown = [
+            f"{name.removeprefix('eval/')} {value:.4f}"
+            for name, value in metrics.items()
+            if name == "train/loss" or (name.startswith("eval/") and name.count("/") == 2)
+        ]
+        log(f"step {step}  {'  '.join(shown)}")
+        return False
+
+    return report

@@ -1,0 +1,102 @@
+"""`memarch ui`: MLflow's server on a storage folder, one worker, this machine only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from pathlib import Path
+
+from memarch.components.errors import SpecError
+from memarch.output import WorkFailedError, log
+
+HOST = "127.0.0.1"
+PATIENCE = 180.0
+"""Seconds that the server may take to answer."""
+
+
+def command(storage: Path, port: int) -> list[str]:
+    """MLflow's server on the SQLite file of the storage folder."""
+    arguments = {
+        "--backend-store-uri": f"sqlite:///{storage / 'mlflow.db'}",
+        "--default-artifact-root": (storage / "mlartifacts").as_uri(),
+        "--host": HOST,
+        "--port": str(port),
+        "--workers": "1",
+    }
+    flat = [part for pair in arguments.items() for part in pair]
+    return [sys.executable, "-m", "mlflow", "server", *flat]
+
+
+def serve(storage: Path, port: int, *, open_page: bool) -> None:
+    """Run the server until Ctrl-C; print its address when it answers."""
+    if not (storage / "mlflow.db").is_file():
+        raise SpecError(f"no MLflow data in {storage}; `memarch study run FILE` makes it")
+    if _taken(port):
+        raise SpecError(f"port {port} is in use; choose another with --port")
+    url = f"http://{HOST}:{port}"
+    log(f"starting MLflow on {storage} (takes a while)")
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(
+        command(storage, port),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C reaches us first, and we end the server and its worker
+        text=True,
+    )
+    try:
+        _wait(server, url)
+        print(url, flush=True)
+        log("Ctrl-C stops it")
+        if open_page:
+            webbrowser.open(url)
+        server.communicate()
+        raise WorkFailedError("MLflow's server ended by itself")
+    except KeyboardInterrupt:
+        log("stopped")
+    finally:
+        _end(server)
+
+
+def _wait(server: subprocess.Popen[str], url: str) -> None:
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            tail = (server.stderr.read() if server.stderr else "").strip().splitlines()[-3:]
+            raise WorkFailedError(f"MLflow's server did not start: {' '.join(tail)}")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise WorkFailedError(f"MLflow's server did not answer within {PATIENCE:.0f} s")
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return True
+    return False
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    """End the server's whole group, workers included."""
+    for stop in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, stop)
+        except ProcessLookupError:
+            return
+        try:
+            server.wait(5)
+        except subprocess.TimeoutExpired:
+            continue
