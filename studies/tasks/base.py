@@ -22,13 +22,14 @@ needs the settings only.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from memarch.components.errors import SpecError, did_you_mean
+from memarch.arch.settings import join, parse, show
+from memarch.components.errors import SpecError
 from memarch.components.registry import Registry
 
 if TYPE_CHECKING:
@@ -40,7 +41,11 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class TaskSettings(BaseModel):
-    """What every task's settings share. Each task's own subclass has `type: Literal[name]`."""
+    """What every task's settings share. Each task's own subclass has `type: Literal[name]`.
+
+    A validator checks what is cheap to check, the presence of data files too, so that
+    `memarch validate` finds it: `studies/tasks/files.py` has the types of such fields.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
@@ -51,16 +56,6 @@ class TaskSettings(BaseModel):
     tokenizer: str | None = None
     """Folder or hub name of a transformers tokenizer; by default the pretrained backbone's own, or
     the task's own vocabulary where the backbone starts from random weights."""
-
-    def check_data(self, base_dir: Path) -> None:
-        """Raise SpecError when data that the settings name is missing. Cheap: nothing is read.
-
-        `base_dir` is the folder of the study file, where relative paths start.
-        """
-
-    def located(self, base_dir: Path) -> TaskSettings:
-        """The same settings with data paths made absolute, for a process that runs elsewhere."""
-        return self
 
 
 class Task(ABC):
@@ -118,22 +113,21 @@ def stream(seed: int, split: Split, index: int, purpose: int = 0) -> np.random.G
     return np.random.Generator(np.random.Philox(key=np.array([seed, word], dtype=np.uint64)))
 
 
-def parse_settings(settings: Mapping[str, Any], path: str = "task") -> TaskSettings:
-    """Checked settings of the task that `type:` names."""
-    if "type" not in settings:
+def parse_settings(
+    settings: Mapping[str, Any], path: str = "task", *, folders: Sequence[Path] = ()
+) -> TaskSettings:
+    """Checked settings of the task that `type:` names; data paths start in one of `folders`."""
+    kind = settings.get("type")
+    if kind is None:
         known = ", ".join(entry.name for entry in tasks)
-        raise SpecError(f"a task needs `type:`, one of {known}", path=path)
-    if not isinstance(settings["type"], str):
-        raise SpecError(f"`type` must be a name, got {settings['type']!r}", path=f"{path}.type")
+        raise SpecError(f"is required; known: {known}", path=join(path, "type"))
+    if not isinstance(kind, str):
+        raise SpecError(f"must be the name of a task, got {show(kind)}", path=join(path, "type"))
     try:
-        entry = tasks[settings["type"]]
+        entry = tasks[kind]
     except SpecError as error:
-        raise SpecError(error.message, path=f"{path}.type") from None
-    merged = {**entry.defaults, **settings}
-    try:
-        return entry.cls.Settings.model_validate(merged)
-    except ValidationError as error:
-        raise _spec_error(error, merged, entry.cls.Settings, path) from None
+        raise SpecError(error.message, path=join(path, "type")) from None
+    return parse(entry.cls.Settings, {**entry.defaults, **settings}, path, folders=folders)
 
 
 def build_task(settings: Mapping[str, Any] | TaskSettings, *, tokenizer: Any = None) -> Task:
@@ -152,27 +146,3 @@ def _load_tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise SpecError(f"no tokenizer at {name!r}: {reason}", path="task.tokenizer") from error
-
-
-def _spec_error(
-    error: ValidationError, given: Any, schema: type[TaskSettings], path: str
-) -> SpecError:
-    """The first problem that pydantic found, in a sentence, with the key path of the document."""
-    first = error.errors()[0]
-    keys = [path]
-    for part in first["loc"]:
-        inside = isinstance(given, Mapping) and part in given
-        inside |= isinstance(given, list) and isinstance(part, int) and part < len(given)
-        if inside:
-            given = given[part]
-            keys.append(str(part))
-    if first["type"] == "extra_forbidden":
-        unknown = str(first["loc"][-1])
-        message = f"unknown key {unknown!r}; {did_you_mean(unknown, schema.model_fields)}"
-    elif first["type"] == "missing":
-        message = f"{first['loc'][-1]!r} is missing"
-    elif first["type"] == "value_error":
-        message = first["msg"].removeprefix("Value error, ")
-    else:
-        message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
-    return SpecError(message, path=".".join(keys))

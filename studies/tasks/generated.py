@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 BLOCK = 1024
 """Samples per random stream of a data set: the first n do not depend on how many are asked for."""
 
+DEFAULT_SIZE = 1000
+"""Samples of a data set whose size is not given."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -80,8 +83,7 @@ class GeneratedTask(Task):
     def dataset(self, split: Split, size: int | None, seed: int) -> datasets.Dataset:
         from datasets import Dataset
 
-        if size is None:
-            raise ValueError("a generated task has no size of its own: say how many samples")
+        size = DEFAULT_SIZE if size is None else size
         columns: dict[str, list[Any]] = {}
         for index in range(-(-size // BLOCK)):
             block = self.generate(stream(seed, split, index, purpose=1), BLOCK)

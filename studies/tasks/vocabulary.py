@@ -1,7 +1,8 @@
-"""The vocabulary of a generated task: its symbols in ids of its own or in those of a tokenizer."""
+"""Vocabularies: symbols of generated tasks, words of stories, or the tokens of a tokenizer."""
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from memarch.components.errors import SpecError
 
-PAD = "<pad>"
+PAD, UNKNOWN, END = "<pad>", "<unk>", "<eos>"
 ALPHANUMERIC = string.ascii_letters + string.digits
 NUM_FILLERS = 8
 """Filler of the formats without punctuation comes from tokens of its own, this many."""
@@ -69,3 +70,62 @@ def padding_of(tokenizer: Any) -> int:
         if value is not None:
             return int(value)
     return 0
+
+
+def split_words(text: str) -> list[str]:
+    """`Where is Mary?` to `where`, `is`, `mary`, `?`."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+class Words:
+    """Lower-case words and punctuation marks."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = (PAD, UNKNOWN, END, *words)
+        self.size, self.pad_id = len(self.words), 0
+        self._ids = {word: index for index, word in enumerate(self.words)}
+
+    def facts(self, facts: Sequence[str]) -> list[list[int]]:
+        """The ids of each statement."""
+        return [self.question(fact) for fact in facts]
+
+    def question(self, text: str) -> list[int]:
+        """The ids of a text."""
+        return [self._ids.get(word, 1) for word in split_words(text)]
+
+    def answer(self, text: str) -> list[int]:
+        """The ids of an answer and its end."""
+        return [*self.question(text), 2]
+
+    def decode(self, ids: Any) -> str:
+        """Words with spaces between."""
+        return " ".join(self.words[int(i)] for i in ids if int(i) != self.pad_id)
+
+
+class Tokens:
+    """The tokens of a pretrained backbone."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.size, self.pad_id = len(tokenizer), padding_of(tokenizer)
+        end = tokenizer.eos_token_id
+        self._end = [] if end is None else [int(end)]
+
+    def facts(self, facts: Sequence[str]) -> list[list[int]]:
+        """The ids of each statement, a space before all but the first."""
+        return [self._ids(" " * (index > 0) + fact) for index, fact in enumerate(facts)]
+
+    def question(self, text: str) -> list[int]:
+        """The ids of a question."""
+        return self._ids(text)
+
+    def answer(self, text: str) -> list[int]:
+        """The ids of an answer, a space before it, and its end."""
+        return [*self._ids(" " + text), *self._end]
+
+    def decode(self, ids: Any) -> str:
+        """Text, special tokens included."""
+        return str(self.tokenizer.decode([int(i) for i in ids]))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
