@@ -81,9 +81,14 @@ class Backbone:
         assert isinstance(head, nn.Linear)
         return head
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """Token ids to embeddings."""
+        return self._part(self.family.embedding)  # type: ignore[return-value]
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids `[B, T]` to embeddings `[B, T, D]`, without positions."""
-        return self._part(self.family.embedding)(ids)  # type: ignore[no-any-return]
+        return self.embedding(ids)  # type: ignore[no-any-return]
 
     def enter(self, x: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Embeddings and positions `[1 or B, T]` to the first layer's input and cos, sin."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from memarch.arch.spec import ModelSpec
 from memarch.components.errors import SpecError
-from memarch.components.memory import Memory
+from memarch.components.memory import Memory, memories
 
 SMALL_CELL = 512
 """Tokens of a cell below which the calls themselves cost more than the arithmetic (2 CPU cores)."""
@@ -42,11 +42,8 @@ def _refuse_impossible(
         )
     if spec.schedule == "layerwise":
         for name, settings in spec.memory.items():
-            if any(
-                not memory.whole_input
-                for memory in all_memories
-                if getattr(memory, "settings", None) == settings
-            ):
+            cls = memories[settings.type].cls
+            if any(isinstance(m, cls) and not m.whole_input for m in all_memories):
                 raise SpecError(
                     f"'layerwise' is impossible: memory {name!r} takes one segment at a time; use "
                     "'diagonal' or 'auto'",

@@ -167,11 +167,12 @@ class TokenMemory(Memory):
         self, state: State, x: Tensor, stack: Stack, segment: Segment, write: ForwardWrite
     ) -> tuple[Tensor, State]:
         memory, n, length = state["tokens"], self.settings.num_tokens, x.shape[1]
+        project = self.projection if self.projection is not None else nn.Identity()
         if segment.frozen:
-            return self._run(stack, [memory], x, [], segment)[:, n:], state
+            return self._run(stack, [project(memory)], x, [], segment)[:, n:], state
         outputs = x
         for index in range(write.steps):
-            fed = memory if self.projection is None else self.projection(memory)
+            fed = project(memory)
             hidden = self._run(stack, [fed], x, [fed], segment)
             if index == 0:
                 outputs = hidden[:, n : n + length]
