@@ -237,7 +237,8 @@ def shapes_and_types(bench: Bench) -> None:
 
 def step_is_pure(bench: Bench) -> None:
     """`step` modifies neither its state nor x, and the module remembers nothing between calls."""
-    model = bench.build()
+    # In the sequential order, because grouped cells run on copies of the modules.
+    model = bench.build("sequential")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad(), _spy(bench.entry.cls):
         first = _everything(model, bench)
@@ -283,6 +284,13 @@ def nothing_leaks_from_the_future(bench: Bench) -> None:
                     f"changing token {position} changed outputs before it, by {difference:.1e} "
                     f"(segments have {SEGMENT} tokens)"
                 )
+        for length in (4, SEGMENT, SEGMENT + 3, 2 * SEGMENT):
+            alone = bench.model(input_ids=bench.input[:, :length]).logits
+            _equal(
+                {"logits": alone},
+                {"logits": before[:, :length]},
+                f"where the input ends after {length} tokens, compared with one that goes on",
+            )
 
 
 def streaming_equals_whole(bench: Bench) -> None:
