@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from memarch.components.errors import SpecError
 from memarch.studies.tasks.base import TaskSettings, tasks
 from memarch.studies.tasks.generated import (
     GeneratedTask,
@@ -51,15 +52,18 @@ class AssociativeRetrieval(GeneratedTask):
         def _check(self) -> AssociativeRetrieval.Settings:
             num_keys = self.symbols**self.key_length
             if self.mode == "remember" and num_keys < self.pairs:
-                raise ValueError(
+                raise SpecError(
                     f"{self.pairs} pairs to remember need as many different keys, but keys of "
                     f"{self.key_length} out of {self.symbols} symbols are only {num_keys}: fewer "
-                    "pairs, a larger key_size, more symbols, or `mode: rewrite`"
+                    "pairs, a larger key_size, more symbols, or `mode: rewrite`",
+                    path="pairs",
                 )
             if num_keys > 2**62:
-                raise ValueError("so many different keys cannot be drawn: a smaller key_size")
+                raise SpecError("makes more keys than can be drawn", path="key_size")
             if self.queries > self.pairs:
-                raise ValueError(f"{self.queries} queries need as many pairs, got {self.pairs}")
+                raise SpecError(
+                    f"must be at most pairs, {self.pairs}, got {self.queries}", path="queries"
+                )
             return self
 
         @property

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import count
+from itertools import chain, count
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -192,7 +192,7 @@ def _order(seed: int, split: Split, epoch: int, size: int) -> np.ndarray:
 
 def _guess_seen(facts: Sequence[str], by_training: Counter[str]) -> str:
     """The known answer that the context holds most often, by its count in training at a tie."""
-    seen = Counter(word for fact in facts for word in split_words(fact))
+    seen = Counter(chain.from_iterable(map(split_words, facts)))
     candidates = [answer for answer in by_training if answer.lower() in seen]
     if not candidates:
         return by_training.most_common(1)[0][0]

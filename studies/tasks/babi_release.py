@@ -1,8 +1,9 @@
 """The bAbI release: its files, the questions in them, and their words.
 
-Files are `{en,en-10k}/qaN_NAME_{train,test}.txt`, in a folder or a zip archive. Lines are
-`ID text`, questions are `ID text TAB answer TAB IDs of the statements needed`; ID 1 starts a story. A data set
-on the hub needs the columns `passage`, `question`, `answer` and, for several tasks in one, `task`.
+Files are `{en,en-10k}/qaN_NAME_{train,test}.txt`, in a folder or a zip archive. Lines are `ID text`
+or, for a question, `ID text TAB answer TAB IDs of the statements needed`; ID 1 starts a story. A
+data set on the hub needs the columns `passage`, `question`, `answer` and, for several tasks in one,
+`task`.
 """
 
 from __future__ import annotations

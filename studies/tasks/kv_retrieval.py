@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from memarch.components.errors import SpecError
 from memarch.studies.tasks.base import TaskSettings, tasks
 from memarch.studies.tasks.generated import (
     GeneratedTask,
@@ -65,26 +66,30 @@ class KeyValueRetrieval(GeneratedTask):
         def _check(self) -> KeyValueRetrieval.Settings:
             symbols, num_keys = len(self.symbols), len(self.symbols) ** self.lengths[0]
             if len(set(self.symbols)) != symbols:
-                raise ValueError(f"alphabet {self.alphabet!r} holds a character twice")
+                raise SpecError(f"{self.alphabet!r} holds a character twice", path="alphabet")
             if self.separate and self.format == "text":
-                raise ValueError("separate symbols for keys and values need `format: compact`")
+                raise SpecError("separate symbols need `format: compact`", path="separate")
             if self.separate and isinstance(self.alphabet, str):
-                raise ValueError(
-                    "a string alphabet is shared by keys and values: say `separate: false`, or "
-                    f"`alphabet: {symbols}`"
+                raise SpecError(
+                    "an alphabet in letters is shared by keys and values: say `separate: false`, "
+                    f"or `alphabet: {symbols}`",
+                    path="separate",
                 )
             if self.format == "text" and set(self.symbols) & set("!?:|"):
-                raise ValueError("the alphabet must not hold ! ? : |, which text uses")
+                raise SpecError("must not hold ! ? : |, which text uses", path="alphabet")
             if num_keys < self.pairs:
-                raise ValueError(
+                raise SpecError(
                     f"{self.pairs} pairs need as many different keys, but keys of "
                     f"{self.lengths[0]} out of {symbols} symbols are only {num_keys}: fewer pairs, "
-                    "a larger key_length or a larger alphabet"
+                    "a larger key_length or a larger alphabet",
+                    path="pairs",
                 )
             if num_keys > 2**62:
-                raise ValueError("so many different keys cannot be drawn: a smaller key_length")
+                raise SpecError("makes more keys than can be drawn", path="key_length")
             if self.queries > self.pairs:
-                raise ValueError(f"{self.queries} queries need as many pairs, got {self.pairs}")
+                raise SpecError(
+                    f"must be at most pairs, {self.pairs}, got {self.queries}", path="queries"
+                )
             return self
 
         @property

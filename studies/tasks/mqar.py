@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from memarch.components.errors import SpecError
 from memarch.studies.tasks.base import TaskSettings, tasks
 from memarch.studies.tasks.generated import GeneratedTask, Samples, distinct, pick, place
 from memarch.studies.tasks.vocabulary import NUM_FILLERS, Vocabulary
@@ -42,16 +43,19 @@ class MultiQueryRecall(GeneratedTask):
         @model_validator(mode="after")
         def _check(self) -> MultiQueryRecall.Settings:
             if self.vocab // 2 < self.pairs:
-                raise ValueError(
-                    f"{self.pairs} pairs need vocab of at least {2 * self.pairs}, got {self.vocab}"
+                raise SpecError(
+                    f"{self.pairs} pairs need at least {2 * self.pairs}, got {self.vocab}",
+                    path="vocab",
                 )
             if self.num_tokens < 2 * self.pairs:
-                raise ValueError(
-                    f"{self.pairs} pairs need a length of at least {2 * self.pairs}, "
-                    f"got {self.num_tokens}"
+                raise SpecError(
+                    f"{self.pairs} pairs need at least {2 * self.pairs}, got {self.num_tokens}",
+                    path="length",
                 )
             if self.queries is not None and self.queries > self.pairs:
-                raise ValueError(f"{self.queries} queries need as many pairs, got {self.pairs}")
+                raise SpecError(
+                    f"must be at most pairs, {self.pairs}, got {self.queries}", path="queries"
+                )
             return self
 
         @property

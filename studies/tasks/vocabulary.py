@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,10 @@ def padding_of(tokenizer: Any) -> int:
     return 0
 
 
-def split_words(text: str) -> list[str]:
+@lru_cache(maxsize=1 << 16)  # stories repeat their statements
+def split_words(text: str) -> tuple[str, ...]:
     """`Where is Mary?` to `where`, `is`, `mary`, `?`."""
-    return re.findall(r"\w+|[^\w\s]", text.lower())
+    return tuple(re.findall(r"\w+|[^\w\s]", text.lower()))
 
 
 class Words:
@@ -108,6 +110,7 @@ class Tokens:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.size, self.pad_id = len(tokenizer), padding_of(tokenizer)
+        self._known: dict[str, list[int]] = {}
         end = tokenizer.eos_token_id
         self._end = [] if end is None else [int(end)]
 
@@ -128,4 +131,6 @@ class Tokens:
         return str(self.tokenizer.decode([int(i) for i in ids]))
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if text not in self._known:
+            self._known[text] = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._known[text]
