@@ -1,1 +1,1 @@
-"""YAML studies that ship with memarch, one per question, and the reader that turns them into trials."""
+"""YAML studies that ship with memarch, one per question, and the reader that makes them trials."""

@@ -1,0 +1,265 @@
+"""One variant of a file and one set of draws become plain values, each with where it came from.
+
+`$name` and `=expression` are followed, ranges take what was drawn, `$env.NAME` is read from the
+environment, and remembered as it was written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from memarch.arch.settings import join, parse, show
+from memarch.arch.spec import BackboneSpec
+from memarch.arch.units import parse_number
+from memarch.components.errors import SpecError, did_you_mean
+from memarch.search_spaces.document import Key, Node, Origin
+from memarch.search_spaces.expressions import evaluate
+from memarch.search_spaces.patches import is_structure, range_at
+from memarch.search_spaces.ranges import (
+    KINDS,
+    Choice,
+    Range,
+    Sample,
+    Solve,
+    Subset,
+    is_range,
+    parse_range,
+)
+
+Path_ = tuple[Key, ...]
+_ENV = re.compile(r"\$env\.([A-Za-z_][A-Za-z0-9_]*)")
+_REFERENCE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+
+RANGED = ("vars", "task", "model", "train")
+"""Sections in which ranges may stand."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where the value at a key path came from."""
+
+    origin: Origin
+    source: str
+    """As in `Resolved.origins`."""
+    note: str = ""
+    """What a message about the value adds, such as the name of the var behind it."""
+    leaf: bool = False
+    """Written as one value, whatever the schema makes of it."""
+
+
+@dataclass
+class Resolver:
+    """Resolves one tree. Without `draws` every range takes its first value, to see which are used."""
+
+    root: Node
+    names: Mapping[Path_, str] = field(default_factory=dict)
+    draws: Mapping[str, Any] | None = None
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    def __post_init__(self) -> None:
+        self.marks: dict[str, Mark] = {}
+        self.used: dict[Path_, Range] = {}
+        """Ranges by where they are written."""
+        self.used_vars: dict[str, Any] = {}
+        self.unresolved: dict[str, str] = {}
+        """Texts with `$env.NAME`, by key path."""
+        self._open: list[str] = []
+
+    def run(self, sections: tuple[str, ...]) -> dict[str, Any]:
+        """The plain values of the sections."""
+        self.marks[""] = Mark(self.root.origin, str(self.root.origin))
+        return {
+            name: self.value(node, (name,), (name,))
+            for name in sections
+            if (node := self.root.get(name)) is not None
+        }
+
+    def value(self, node: Node, written: Path_, path: Path_, note: str = "") -> Any:
+        """The value of a node written at one path and used at another (equal but for `$name`)."""
+        leaf = not node.is_map and not node.is_list
+        self.marks[join(*path)] = Mark(node.origin, str(node.origin), note, leaf)
+        if range_at(node, written):
+            return self._draw(node, written, path, note)
+        if node.is_map:
+            return {
+                key: self.value(child, (*written, key), (*path, key), note)
+                for key, child in node.value.items()
+            }
+        if node.is_list:
+            return [
+                self.value(child, (*written, index), (*path, index), note)
+                for index, child in enumerate(node.value)
+            ]
+        return self._text(node, path) if isinstance(node.value, str) else node.value
+
+    # Texts
+
+    def _text(self, node: Node, path: Path_) -> Any:
+        text: str = node.value
+        if text[:2] in ("$$", "=="):
+            return text[1:]
+        if _ENV.search(text):
+            self.unresolved[join(*path)] = text
+            return self.expand_environment(text, node.origin, join(*path))
+        if text.startswith("$"):
+            match = _REFERENCE.fullmatch(text)
+            if match is None:
+                raise node.origin.error(
+                    f"{text!r} must be $ and the name of a var; write $$ for a plain $",
+                    join(*path),
+                )
+            return self._variable(match[1], node.origin, path)
+        if text.startswith("="):
+            try:
+                return evaluate(text[1:], lambda name: self._name(name, node.origin, path))
+            except SpecError as error:
+                if error.file is not None:
+                    raise
+                raise node.origin.error(error.message, join(*path)) from None
+        return text
+
+    def expand_environment(self, text: str, origin: Origin, path: str) -> str:
+        """The text with the values of the environment in it."""
+
+        def read(match: re.Match[str]) -> str:
+            if match[1] not in self.environment:
+                raise origin.error(f"the environment variable {match[1]} is not set", path)
+            return self.environment[match[1]]
+
+        return _ENV.sub(read, text)
+
+    def _variable(self, name: str, origin: Origin, path: Path_) -> Any:
+        variables = self.root.get("vars")
+        node = self.root.get("vars", name)
+        if node is None:
+            known = list(variables.value) if variables is not None and variables.is_map else []
+            raise origin.error(
+                f"there is no var {name!r}; {did_you_mean(name, known)}", join(*path)
+            )
+        with_note = f" (the value of vars.{name})"
+        value = self._once(
+            f"vars.{name}", origin, path, lambda: self.value(node, ("vars", name), path, with_note)
+        )
+        self.used_vars[name] = value
+        return value
+
+    def _name(self, name: str, origin: Origin, path: Path_) -> Any:
+        """A name in an expression: a var, else a value beside the expression or further out."""
+        if self.root.get("vars", name) is not None:
+            return _numeric(self._variable(name, origin, ("vars", name)))
+        scopes = [path[:depth] for depth in range(len(path) - 1, 0, -1)]
+        for scope in (*scopes, ("model", "backbone"), ("model",)):
+            found = (*scope, name)
+            node = self.root.get(*found)
+            if node is not None and found != path:
+                return self._beside(node, found, origin, path)
+        value = self._backbone_value(name)
+        if value is None:
+            variables = self.root.get("vars")
+            known = list(variables.value) if variables is not None and variables.is_map else []
+            raise SpecError(f"there is no var or value {name!r} here; {did_you_mean(name, known)}")
+        return value
+
+    def _beside(self, node: Node, found: Path_, origin: Origin, path: Path_) -> Any:
+        return self._once(
+            join(*found), origin, path, lambda: _numeric(self.value(node, found, found))
+        )
+
+    def _backbone_value(self, name: str) -> Any:
+        """A value that the backbone has though nobody wrote it: by default, or in its config.json."""
+        node = self.root.get("model", "backbone")
+        if node is None or "model.backbone" in self._open:
+            return None
+        path = ("model", "backbone")
+        raw = self._once("model.backbone", node.origin, path, lambda: self.value(node, path, path))
+        try:
+            return parse(BackboneSpec, raw).value(name)
+        except SpecError:
+            return None
+
+    def _once(self, key: str, origin: Origin, path: Path_, compute: Callable[[], Any]) -> Any:
+        if key in self._open:
+            circle = " -> ".join([*self._open[self._open.index(key) :], key])
+            raise origin.error(f"refers to itself: {circle}", join(*path))
+        self._open.append(key)
+        try:
+            return compute()
+        finally:
+            self._open.pop()
+
+    # Ranges
+
+    def _draw(self, node: Node, written: Path_, path: Path_, note: str) -> Any:
+        known = self.read_range(node, written, path)
+        self.used[written] = known
+        name = self.names.get(written, join(*written))
+        if self.draws is None:
+            return _first(known)
+        note = note or " (drawn from this range)"
+        self.marks[join(*path)] = Mark(node.origin, "draw", note, leaf=True)
+        if name not in self.draws:
+            raise node.origin.error(
+                f"is a range, and no value was drawn for {name!r}: give one by `--set`, or run the "
+                "file as a study",
+                join(*path),
+            )
+        value = self.draws[name]
+        if not known.contains(value):
+            raise node.origin.error(f"the value {show(value)} lies outside the range", join(*path))
+        return list(value) if isinstance(known, Subset) else value
+
+    def read_range(self, node: Node, written: Path_, path: Path_) -> Range:
+        """The range written at a node; its ends may be vars that are no ranges."""
+        where = join(*path)
+        if written[0] not in RANGED:
+            raise node.origin.error(
+                f"a range cannot stand here, only under {', '.join(RANGED)}", where
+            )
+        inner = Resolver(self.root, environment=self.environment)
+        inner._open = self._open
+        raw = {
+            key: inner.value(child, (*written, key), (*path, key))
+            for key, child in node.value.items()
+            if not (range_at(child, written) and key == "sample")
+        }
+        if "sample" in node.value:
+            raw["sample"] = node.value["sample"].plain()
+        if inner.used:
+            raise node.origin.error("the ends of a range cannot come from another range", where)
+        self.used_vars |= inner.used_vars
+        try:
+            known = parse_range(raw)
+        except SpecError as error:
+            at = node.get(*error.path.split(".")) if error.path else None
+            place = (at or node).origin
+            raise place.error(error.message, join(where, error.path)) from None
+        if isinstance(known, Sample | Solve):
+            kind = type(known).__name__.lower()
+            raise node.origin.error(f"ranges of the kind {kind!r} come with a later version", where)
+        return known
+
+
+def _first(known: Range) -> Any:
+    return known.values[0] if isinstance(known, Choice) else known.extremes()[0]
+
+
+def _numeric(value: Any) -> Any:
+    """Numbers with units count in expressions too."""
+    parsed = parse_number(value) if isinstance(value, str) else None
+    return value if parsed is None else parsed
+
+
+def refuse_ranges(node: Node, path: Path_) -> None:
+    """An error where a range stands in a place that must be the same in all trials."""
+    if node.is_map and not is_structure(path) and is_range(node.value):
+        kind = next(kind for kind in KINDS if kind in node.value)
+        raise node.origin.error(
+            f"a range ({kind}) cannot stand here: ranges stand under {', '.join(RANGED)}",
+            join(*path),
+        )
+    for key, child in node.children():
+        refuse_ranges(child, (*path, key))
