@@ -44,7 +44,7 @@ def build(
 def load(
     model: str | Path, *, storage: str | Path | None = None, plugins: Sequence[str | Path] = ()
 ) -> MemarchModel:
-    """A saved model: its folder, or `STUDY/NUMBER` for a trial's. Plugins: files its memory is in."""
+    """A saved model: its folder, or `STUDY/NUMBER`. `plugins`: the files that its memory is in."""
     load_plugins(plugins)
     path = Path(model)
     if not path.exists():

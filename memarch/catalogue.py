@@ -1,9 +1,10 @@
-"""What is registered, as data: names, settings with types, defaults and docs, measured state sizes."""
+"""What is registered, as data: names, settings with types, defaults and docs, state sizes."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import sys
 import textwrap
 import types
@@ -54,7 +55,7 @@ def _describe(kind: str, entry: Entry[Any]) -> dict[str, Any]:
 
 
 def _state_bytes(entry: Entry[Any]) -> int | None:
-    """Bytes of state per sample before anything is read; None where the state grows from nothing."""
+    """Bytes of state per sample before anything is read; None where it grows from nothing."""
     import torch
 
     from memarch.arch.spec import parse_memory
@@ -171,7 +172,7 @@ def _field_docs(cls: type[BaseModel]) -> dict[str, str]:
         except (OSError, SyntaxError):
             continue
         body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for statement, after in zip(body, body[1:], strict=False):
+        for statement, after in itertools.pairwise(body):
             if (
                 isinstance(statement, ast.AnnAssign)
                 and isinstance(statement.target, ast.Name)

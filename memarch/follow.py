@@ -135,7 +135,7 @@ class Progress:
         return max(0.0, pace * (self.total - self.done - under_way))
 
     def summary(self) -> str:
-        """`4 of 12 trials done, 2 running, best 0.930 (003 gradmem; floor 0.250), about 3 min left`."""
+        """`4 of 12 trials done, 2 running, best 0.930 (003 gradmem; floor 0.250), …`."""
         total = "" if self.total is None else f" of {self.total}"
         parts = [f"{self.done}{total} trials done", f"{len(self.running)} running"]
         rows = board.ranked(self.document) if self.objective else []

@@ -1,7 +1,7 @@
 """Who won, against what: ranking, floors, baselines and the front of score against state size.
 
-Everything here works on a study's document, the JSON that `memarch study show --json` prints, so the
-tables of the command line and the report's page cannot disagree.
+Everything here works on a study's document, the JSON that `memarch study show --json` prints, so
+the tables of the command line and the report's page cannot disagree.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def floors(trials: Iterable[Trial], metric: str) -> dict[str, float]:
 
 
 def is_baseline(trial: Trial) -> bool:
-    """A trial that is there to be compared with: without memory, or with all of the input in sight."""
+    """A trial that is there to be compared with: without memory, or with everything in sight."""
     return trial.get("variant") in BASELINES
 
 
@@ -76,7 +76,7 @@ def finished(document: Document) -> list[Trial]:
 
 
 def ranked(document: Document) -> list[Trial]:
-    """Finished trials, best first. Of several objectives: trials that no other one beats come first.
+    """Finished trials, best first; of several objectives, those first that no other one beats.
 
     Trials that were stopped early or broke a constraint come after all that did neither.
     """
@@ -102,7 +102,7 @@ def ranked(document: Document) -> list[Trial]:
 
 
 def state_front(document: Document) -> list[Trial]:
-    """Complete trials that no other beats in both the main objective and bytes of state, small first."""
+    """Complete trials that no other beats in main objective and bytes of state, small first."""
     goals = dict([next(iter(objectives(document).items()))]) | {"cost/state_bytes": "minimize"}
     points = [
         (_point(trial, goals), trial)
@@ -158,6 +158,16 @@ def duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def cost(trial: Trial, name: str) -> str:
+    """A metric of a trial in its own unit."""
+    value = score(trial, name)
+    if name.endswith("_bytes"):
+        return size(value)
+    if name.endswith("seconds"):
+        return duration(value)
+    return quantity(value) if name.startswith("cost/") else number(value, digits=4)
 
 
 def settings(trial: Trial) -> str:

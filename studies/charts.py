@@ -1,0 +1,226 @@
+"""Charts as plain SVG text: points, steps and lines on two axes, readable in light and in dark.
+
+Colours are classes (`c0` to `c7` for series, `ink`, `muted`, `grid`), so that a page or a
+stand-alone file gives them values by `STYLE` and switches with the reader's colour scheme.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+LIGHT = ("#2a78d6", "#d9581f", "#138a5e", "#b07a00", "#c2487f", "#5b4bc4", "#007d8a", "#8a5a2b")
+DARK = ("#5b9df0", "#f08a55", "#3fc493", "#e0b040", "#ee86b5", "#a096f5", "#45c2cf", "#cf9f6d")
+
+_LIGHT_INK = {"surface": "#ffffff", "ink": "#1d2330", "muted": "#667085", "grid": "#e6e9ef"}
+_DARK_INK = {"surface": "#12161d", "ink": "#e8ecf3", "muted": "#97a2b4", "grid": "#2a313d"}
+
+
+def _variables(ink: dict[str, str], colours: Sequence[str]) -> str:
+    named = {f"--{name}": value for name, value in ink.items()}
+    named |= {f"--c{index}": colour for index, colour in enumerate(colours)}
+    return "".join(f"{name}:{value};" for name, value in named.items())
+
+
+STYLE = (
+    f":root{{color-scheme:light dark;{_variables(_LIGHT_INK, LIGHT)}}}"
+    f"@media(prefers-color-scheme:dark){{:root{{{_variables(_DARK_INK, DARK)}}}}}"
+    "svg text{font:12px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:var(--muted)}"
+    "svg text.ink{fill:var(--ink)}svg text.strong{font-weight:600}"
+    "svg .grid{stroke:var(--grid);stroke-width:1}svg .axis{stroke:var(--muted);stroke-width:1}"
+    "svg .floor{stroke:var(--muted);stroke-width:1.2;stroke-dasharray:5 4}"
+    "svg .front{fill:none;stroke:var(--ink);stroke-width:1.6;stroke-opacity:.55}"
+    "svg .curve{fill:none;stroke-width:1.6;stroke-linejoin:round}"
+    "svg .mark{stroke:var(--surface);stroke-width:1.2}"
+    "svg .mark.hollow{fill:var(--surface);stroke-width:2}"
+    "svg .ring{fill:none;stroke:var(--ink);stroke-width:1.4}"
+    + "".join(f"svg .c{i}{{fill:var(--c{i})}}svg .s{i}{{stroke:var(--c{i})}}" for i in range(8))
+    + "svg .cx{fill:var(--muted)}svg .sx{stroke:var(--muted)}"
+)
+"""What the classes mean."""
+
+CHARACTER = 6.4
+"""Width of a character of a label, about."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to positions, linearly or by the binary logarithm."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, here = (self._bent(v) for v in (self.low, self.high, value))
+        share = (here - low) / (high - low) if high > low else 0.5
+        return self.start + share * (self.end - self.start)
+
+    def _bent(self, value: float) -> float:
+        return math.log2(value) if self.log else value
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round values that cover the interval, about `count` of them."""
+    if not high > low:
+        low, high = low - 0.5, high + 0.5
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def power_ticks(low: float, high: float, count: int = 7) -> list[float]:
+    """Powers of two that cover the interval, at most about `count` of them."""
+    first, last = math.floor(math.log2(low)), math.ceil(math.log2(high))
+    first, last = (first - 1, last + 1) if first == last else (first, last)
+    stride = max(1, math.ceil((last - first) / count))
+    last = first + stride * math.ceil((last - first) / stride)
+    return [2.0**power for power in range(first, last + 1, stride)]
+
+
+def tick_text(value: float) -> str:
+    """A tick's label: `0.5`, `1,500`, `20k`."""
+    if abs(value) >= 10_000:
+        for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if abs(value) >= size:
+                return f"{value / size:g}{unit}"
+    return f"{value:,.10g}"
+
+
+def element(name: str, content: str = "", **attributes: object) -> str:
+    """`<name a="1">content</name>`; `class_` is class, other underscores are hyphens."""
+    given = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{_attribute(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return f"<{name}{given}>{content}</{name}>" if content else f"<{name}{given}/>"
+
+
+def _attribute(value: object) -> str:
+    return (
+        f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else escape(str(value))
+    )
+
+
+def marker(shape: int, x: float, y: float, size: float = 5.5, **attributes: object) -> str:
+    """One of five shapes, so that series differ in more than colour."""
+    if shape % 5 == 0:
+        return element("circle", cx=x, cy=y, r=size, **attributes)
+    corners = {
+        1: [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)],
+        2: [(0, -1.15), (1.05, 0.8), (-1.05, 0.8)],
+        3: [(0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)],
+        4: [(0, 1.15), (1.05, -0.8), (-1.05, -0.8)],
+    }[shape % 5]
+    points = " ".join(f"{x + size * a:.1f},{y + size * b:.1f}" for a, b in corners)
+    return element("polygon", points=points, **attributes)
+
+
+@dataclass
+class Canvas:
+    """A chart being drawn: a frame with two axes, and marks on it."""
+
+    width: int
+    height: int
+    left: int = 56
+    right: int = 18
+    top: int = 14
+    bottom: int = 46
+    parts: list[str] = field(default_factory=list)
+    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
+    """Boxes of the labels so far."""
+
+    def add(self, *parts: str) -> None:
+        self.parts.extend(parts)
+
+    def y_axis(self, scale: Scale, ticks: Sequence[float], title: str = "") -> None:
+        """Horizontal grid lines with their values, and the title above them, turned."""
+        x0, x1 = self.left, self.width - self.right
+        for tick in ticks:
+            y = scale(tick)
+            self.add(element("line", x1=x0, x2=x1, y1=y, y2=y, class_="grid"))
+            self.text(x0 - 8, y + 4, tick_text(tick), anchor="end")
+        if title:
+            middle = (scale.start + scale.end) / 2
+            turned = f"rotate(-90 14 {middle:.0f})"
+            self.text(14, middle, title, anchor="middle", transform=turned)
+
+    def x_axis(self, ticks: Sequence[tuple[float, str]], title: str = "") -> None:
+        """A base line with labels at positions."""
+        base = self.height - self.bottom
+        self.add(
+            element(
+                "line", x1=self.left, x2=self.width - self.right, y1=base, y2=base, class_="axis"
+            )
+        )
+        for x, label in ticks:
+            self.add(element("line", x1=x, x2=x, y1=base, y2=base + 4, class_="axis"))
+            self.text(x, base + 18, label, anchor="middle")
+        if title:
+            middle = (self.left + self.width - self.right) / 2
+            self.text(middle, self.height - 8, title, anchor="middle")
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        anchor: str = "start",
+        class_: str | None = None,
+        transform: str | None = None,
+    ) -> None:
+        """Text as it is."""
+        shown = escape(words, quote=False)
+        self.add(
+            element("text", shown, x=x, y=y, text_anchor=anchor, class_=class_, transform=transform)
+        )
+
+    def label(self, x: float, y: float, words: str, class_: str = "ink") -> None:
+        """Text beside a point, where no other label is; nothing where there is no room."""
+        width = CHARACTER * len(words)
+        places = [
+            (x - width / 2, y - 11),
+            (x + 10, y + 4),
+            (x - width - 10, y + 4),
+            (x - width / 2, y + 20),
+            (x + 8, y - 9),
+        ]
+        for left, base in places:
+            box = (left, base - 10, left + width, base + 3)
+            inside = box[0] >= self.left and box[2] <= self.width - 4 and box[1] >= 0
+            inside = inside and box[3] <= self.height - self.bottom
+            if inside and not any(_overlap(box, other) for other in self.taken):
+                self.taken.append(box)
+                self.text(left, base, words, class_=class_)
+                return
+
+    def occupy(self, x: float, y: float, size: float = 6) -> None:
+        """Keep labels away from a mark."""
+        self.taken.append((x - size, y - size, x + size, y + size))
+
+    def svg(self, title: str, *, standalone: bool = False) -> str:
+        """The whole chart."""
+        style = f"<style>{STYLE}</style>" if standalone else ""
+        surface = ""
+        if standalone:
+            surface = '<rect width="100%" height="100%" fill="var(--surface)" rx="8"/>'
+        body = f"<title>{escape(title)}</title>{style}{surface}{''.join(self.parts)}"
+        size = f'width="{self.width}" height="{self.height}"' if standalone else ""
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
+            f'{size} role="img" aria-label="{escape(title)}">{body}</svg>'
+        )
+
+
+def _overlap(
+    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
+) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
