@@ -7,7 +7,8 @@ Written by a forward pass, it is the Recurrent Memory Transformer (preset `rmt`,
     h = stack([M_s; x_s; M_s]),  M_{s+1} = the last n rows of h (after the final norm)
 
 repeated `steps` times with the new memory in both places (GradMem's "RMT x K writes"); optionally
-what goes in passes a linear projection P, and what comes out is M_s + LayerNorm(new).
+what goes into a write passes a linear projection P (a read takes M_s itself), and what comes out is
+M_s + LayerNorm(new).
 
 Written by gradient steps, it is GradMem (preset `gradmem`, arXiv 2603.13875, eq. 4-8):
 
@@ -167,14 +168,15 @@ class TokenMemory(Memory):
         self, state: State, x: Tensor, stack: Stack, segment: Segment, write: ForwardWrite
     ) -> tuple[Tensor, State]:
         memory, n, length = state["tokens"], self.settings.num_tokens, x.shape[1]
-        project = self.projection if self.projection is not None else nn.Identity()
-        if segment.frozen:
-            return self._run(stack, [project(memory)], x, [], segment)[:, n:], state
         outputs = x
+        if segment.frozen or (segment.answers and self.projection is not None):
+            outputs = self._run(stack, [memory], x, [], segment)[:, n:]
+        if segment.frozen:
+            return outputs, state
         for index in range(write.steps):
-            fed = project(memory)
+            fed = memory if self.projection is None else self.projection(memory)
             hidden = self._run(stack, [fed], x, [fed], segment)
-            if index == 0:
+            if index == 0 and self.projection is None:
                 outputs = hidden[:, n : n + length]
             new = hidden[:, n + length :]
             memory = new if self.residual_norm is None else memory + self.residual_norm(new)
