@@ -102,7 +102,7 @@ class DeltaMixer(Memory):
     def __init__(self, settings: Settings, context: BuildContext) -> None:
         super().__init__()
         self.settings = settings
-        self.impl = context.impl
+        self.impl, self.std = context.impl, context.initializer_range
         self.keeps_attention = settings.beside
         hidden = context.hidden_size
         self.heads = settings.heads or context.num_heads
@@ -126,7 +126,7 @@ class DeltaMixer(Memory):
     def reset_parameters(self) -> None:
         for linear in (self.qkv, self.beta, self.alpha, self.gate, self.out):
             if linear is not None:
-                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+                nn.init.normal_(linear.weight, std=self.std)
         if self.settings.beside:
             nn.init.zeros_(self.out.weight)
         for leaf in (self.conv, self.norm):

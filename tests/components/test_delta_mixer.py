@@ -38,7 +38,7 @@ def build(
         "vocab_size": 16,
         "segment_length": 8,
         "norm_eps": 1e-6,
-        "initializer_range": 0.02,
+        "initializer_range": 0.4,
     }
     parsed = DeltaMixer.Settings(**({"chunk_size": 4} | settings))
     return DeltaMixer(parsed, BuildContext(**(given | context))).to(dtype)
