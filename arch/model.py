@@ -175,7 +175,7 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
             return MemarchOutput(logits=logits, past_key_values=past_key_values)
         with _outside_inference_mode():
             input_ids, valid = _plain(input_ids), _valid(attention_mask)
-            run = Run(self, self.resolved_schedule(len(input_ids))[0], truncate)
+            run = Run(self, self._order(len(input_ids), truncate), truncate)
             state = None if memory is None else self._unpack(memory)
             if context_ids is not None:
                 state = self._write(run, _plain(context_ids), _valid(context_mask), state)
@@ -202,7 +202,7 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         of `segment_length` long.
         """
         with _outside_inference_mode():
-            run = Run(self, self.resolved_schedule(len(context_ids))[0], truncate)
+            run = Run(self, self._order(len(context_ids), truncate), truncate)
             state = None if memory is None else self._unpack(memory)
             return self._write(run, _plain(context_ids), _valid(attention_mask), state).pack()
 
@@ -246,6 +246,12 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         return other.train(self.training)
 
     # How it does it.
+
+    def _order(self, batch: int, truncate: int | None) -> str:
+        """The schedule of a run. One that cuts gradients between segments must have cells there."""
+        name, _ = self.resolved_schedule(batch)
+        cut = truncate is not None and name == "layerwise" and self.spec.schedule == "auto"
+        return "diagonal" if cut else name
 
     def _all_memories(self) -> list[Memory]:
         return [memory for memory in self.memories.modules() if isinstance(memory, Memory)]
