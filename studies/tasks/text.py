@@ -108,7 +108,7 @@ class Text(Task):
         """The tokens of a split, read and tokenised once a process."""
         s = self.settings
         files = tuple((split, tuple(names)) for split, names in s.sources.items())
-        name = "" if self.tokenizer is None else self.tokenizer.name_or_path
+        name = None if self.tokenizer is None else self.tokenizer.name_or_path or self.tokenizer
         key = (files, _modified(s), s.validation_share, s.test_share, s.column, name, split)
         if key not in _CORPORA:
             while len(_CORPORA) >= CORPORA_KEPT:
