@@ -1,6 +1,6 @@
 """Which parameters train, at which rate: groups for memory and backbone, LoRA, AdamW.
 
-Memory parameters are those under `model.memories` and `model.write_tokens`; all others are backbone.
+Memory parameters are those under `model.memories` and `model.write_tokens`, all others backbone.
 Weight decay spares norms, biases and everything else with fewer than two dimensions.
 """
 
@@ -40,7 +40,7 @@ def set_trainable(model: nn.Module, mode: str) -> None:
 
 
 def add_lora(backbone: nn.Module, settings: Mapping[str, Any]) -> None:
-    """Put a low-rank adapter beside the backbone's linear layers, in place: W x + (alpha / rank) B A x."""
+    """Put adapters beside the backbone's linear layers, in place: W x + (alpha / rank) B A x."""
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = settings["targets"]

@@ -50,7 +50,7 @@ def eval_points(spec: Spec, only: str | None = None, *, sweeps: bool = True) -> 
         yield Point(name, "", task, spec["model"], settings)
         for point in (settings.get("points") or []) if sweeps else []:
             changed = point["spec"]
-            here = changed.get("task", task) if same else task
+            here = changed.get("task", task)
             yield Point(name, point["name"], here, changed.get("model", spec["model"]), settings)
 
 

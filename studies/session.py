@@ -50,7 +50,7 @@ STAGE_SEED = 1_000_003
 """Stages draw their data from seeds this far apart."""
 
 
-class TrainingFailure(RuntimeError):
+class TrainingFailure(RuntimeError):  # noqa: N818
     """Training cannot go on; the message is the one-line reason."""
 
 
@@ -201,7 +201,7 @@ class Session:
             name: int(batch[key].shape[1]) if key in batch else 0
             for name, key in (("context_length", "context_ids"), ("query_length", "input_ids"))
         }
-        key = canonical([spec["model"], spec["train"]["trainable"], lengths])
+        key = canonical([spec["model"], spec["train"].get("trainable"), lengths])
         if key not in self._costs:
             with torch.random.fork_rng():
                 self._costs[key] = dict(cost.measure(model, **lengths))
@@ -388,8 +388,12 @@ class Session:
 
 
 def train_settings(spec: Mapping[str, Any]) -> TrainSettings:
-    """The section `train`, checked, with its defaults."""
-    return parse(TrainSettings, spec["train"], "train")
+    """The section `train`, checked, with its defaults; without what was resolved for its stages."""
+    stages = [
+        {key: value for key, value in stage.items() if key != "spec"}
+        for stage in spec["train"].get("stages") or []
+    ]
+    return parse(TrainSettings, {**spec["train"], "stages": stages}, "train")
 
 
 def seed_of(spec: Mapping[str, Any], kind: str) -> int:

@@ -1,7 +1,7 @@
-"""Stages: a curriculum over any value. A stage changes keys of the spec, and ends by a metric or a step count.
+"""Stages: a curriculum over any value. A stage changes keys, and ends by a metric or after steps.
 
 Every stage starts from the spec itself, not from the stage before it. After the last stage the run
-goes on under the spec itself until its budget is spent; a last stage without an end lasts that long.
+goes on under the spec itself until its budget is spent, and a stage without an end lasts that long.
 """
 
 from __future__ import annotations
@@ -37,10 +37,14 @@ def stage_specs(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _stage_spec(spec: Mapping[str, Any], index: int, stage: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec with the stage's values; `spec` in the stage holds sections that the reader resolved."""
+    """The spec with the stage's values.
+
+    A spec that was resolved from a file holds, beside `set`, the sections that change, as `spec`:
+    there `set` may also name vars.
+    """
+    if "spec" in stage:
+        return {**spec, **stage["spec"]}
     result = copy.deepcopy(dict(spec))
-    if stage.get("spec"):
-        return result | copy.deepcopy(stage["spec"])
     for path, value in stage["set"].items():
         where = f"train.stages.{index}.set.{path}"
         section, *keys = path.split(".")

@@ -9,12 +9,13 @@ final weights are equal bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+from transformers.utils import logging
 
 from memarch.arch.model import MemarchModel
 from memarch.components.errors import SpecError
@@ -74,7 +75,8 @@ def evaluate_model(
     """
     if not (path / "config.json").is_file():
         raise SpecError(f"no saved model in {str(path)!r}")
-    model = MemarchModel.from_pretrained(path).to(default_device())
+    with without_progress_bars():
+        model = MemarchModel.from_pretrained(path).to(default_device())
     own = model.spec.canonical()
     evaluator = Evaluator(Models(model, own), seed_of(spec, "data"), default_device())
     metrics = {}
@@ -111,7 +113,20 @@ def save_model(session: Session, path: Path) -> None:
     """Save the trained model; adapters are merged into the weights."""
     if session.settings.trainable == "lora":
         optimizers.merge_lora(session.model.backbone)
-    session.model.save_pretrained(path)
+    with without_progress_bars():
+        session.model.save_pretrained(path)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars; what the caller had chosen holds again afterwards."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def has_converged(curve: list[float], maximize: bool) -> bool:

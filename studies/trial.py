@@ -1,8 +1,8 @@
 """One trial in one folder: plugins, training, evaluation, and a result that is there or not.
 
     spec.json        what was trained (the caller's)
-    attempts.jsonl   one line each time the trial was started: attempt, step it went on from
-    progress.jsonl   one line an evaluation: attempt, step, time, metrics
+    attempts.jsonl   one line each time training was started here
+    progress.jsonl   one line an evaluation: attempt, step, time, metrics (in studies the driver's)
     checkpoints/     until the trial is complete
     model/           the trained model
     error.txt        traceback of a failure
@@ -39,15 +39,16 @@ def run_trial(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
     """Train and evaluate; the content of `result.json`, which is written last.
 
     `{"state": "complete" | "pruned" | "failed", "reason", "metrics", "converged", "attempts",
-    "stages", "versions", "threads", "schedule", "plugins"}`. A folder with a result is done already.
+    "stages", "versions", "threads", "schedule", "plugins"}`. A folder with a result is done.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     done = read_json(folder / "result.json")
     if done is not None:
         return dict(done)
+    _begin(folder)
     try:
-        result = train_spec(spec, folder, report)
+        result = _train(spec, folder, report)
     except Exception as error:
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         result = _common(folder) | {"state": "failed", "reason": reason_of(error)}
@@ -63,18 +64,21 @@ def train_spec(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
     """The same without the net: errors are raised, and no `result.json` is written."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    result = _train(spec, folder, _recorded(folder, _begin(folder), report))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result
+
+
+def _train(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
     plugins = load_plugins(spec.get("plugins") or [])
-    attempt = _begin(folder)
-    outcome = training.train(spec, folder, _recorded(folder, attempt, report))
+    outcome = training.train(spec, folder, report)
     state = "pruned" if outcome["pruned"] else "complete"
-    reason = (
-        "stopped by the pruner" if outcome["pruned"] else ("solved" if outcome["solved"] else "")
-    )
+    reason = "stopped by the pruner" if outcome["pruned"] else None
     return _common(folder) | outcome | {"state": state, "reason": reason, "plugins": plugins}
 
 
 def test_trial(spec: Mapping[str, Any], folder: Path) -> dict[str, float]:
-    """Scores of a trained trial on the test split: `test/<evaluation>/<metric>`, sweeps included."""
+    """Scores of a trained trial on the test split, sweeps too: `test/<evaluation>/<metric>`."""
     load_plugins(spec.get("plugins") or [])
     return training.evaluate_model(spec, Path(folder) / "model", split="test", kind="test")
 
@@ -124,7 +128,7 @@ def _common(folder: Path) -> Json:
     path = folder / "attempts.jsonl"
     return {
         "state": "failed",
-        "reason": "",
+        "reason": None,
         "metrics": {},
         "converged": False,
         "attempts": len(path.read_text().splitlines()) if path.exists() else 1,

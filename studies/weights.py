@@ -15,7 +15,7 @@ WEIGHTS = "model.safetensors"
 
 
 def find_model(name: str, folder: Path) -> Path:
-    """The folder of a saved model: a path, or `STUDY/NUMBER` in the storage that `folder` lies in."""
+    """The folder of a saved model: a path, or `STUDY/NUMBER` in the storage around `folder`."""
     study, _, number = name.rpartition("/")
     candidates = [Path(name), Path(name) / "model"]
     if study and number.isdigit():
