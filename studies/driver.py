@@ -11,9 +11,9 @@ final record or a result is told, any other one runs again in its folder, with t
 parameters, from its last checkpoint.
 
 Designs: `search` asks the sampler, after one trial of every variant; `grid` crosses every variant
-with all values of its ranges; `all` (and `ablation`) runs every variant once, with ranges drawn once
-from the search seed, a var having one value for all variants. A list of model seeds runs each point
-once per seed. Draws with equal resolved specs are one trial: later ones get the first one's result.
+with all values of its ranges; `all` (and `ablation`) runs every variant once, with ranges drawn
+once from the search seed, a var having one value for all variants. A list of model seeds runs each
+point once per seed. Draws with equal resolved specs are one trial: later ones get its result.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import signal
 import sqlite3
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,10 +51,12 @@ from memarch.studies.sampling import (
     one_of_each,
     with_seeds,
 )
+from memarch.studies.snapshot import read_snapshot, write_snapshot
 from memarch.studies.store import (
     FINISHED,
     Json,
     StudyFolder,
+    find_spec,
     find_study,
     lease,
     list_studies,
@@ -63,7 +66,7 @@ from memarch.studies.store import (
     write_json,
 )
 from memarch.studies.tracking import Tracking, run_name
-from memarch.studies.workers import Job, Key, Pool, open_mailbox, start_ray
+from memarch.studies.workers import Job, Key, Pool, Size, open_mailbox, start_ray
 
 if TYPE_CHECKING:
     from memarch.search_spaces.study_file import Resolved, StudyFile
@@ -100,10 +103,15 @@ def run_study(
     test_function: str = TEST_FUNCTION,
 ) -> StudyResult:
     """Run the study of a YAML file to its end, or until Ctrl-C; `name` overrides the file's."""
-    source = Path(file).absolute()
-    study_file = _load(source, overrides)
+    from memarch.studies.spec import load_study
+
+    root = storage_folder(storage)
+    study_file = load_study(
+        Path(file), tuple(overrides), find_trial=lambda study, trial: find_spec(root, study, trial)
+    )
     study_file.validate()
-    folder = StudyFolder(storage_folder(storage), name or _example(study_file)["study"]["name"])
+    _check(study_file)
+    folder = StudyFolder(root, name or study_file.study["name"] or Path(file).stem)
     with lease(folder.path):
         if folder.exists():
             state = folder.info["state"]
@@ -111,8 +119,14 @@ def run_study(
                 f"study {folder.name!r} is there already ({state}) in {folder.storage}; go on with "
                 f"`memarch study resume {folder.name}`, or start anew with `--as NAME2`"
             )
-        _keep_source(folder, study_file, source, overrides, trial_function, test_function)
-        return _Driver(folder, study_file, address, on_event or _ignore).run()
+        info = {
+            "file": str(Path(file).absolute()),
+            "overrides": list(overrides),
+            "trial_function": trial_function,
+            "test_function": test_function,
+        }
+        _begin(folder, study_file, info)
+        return _Driver(folder, address, on_event or _ignore).run()
 
 
 def resume_study(
@@ -128,61 +142,50 @@ def resume_study(
     with lease(folder.path):
         info = folder.info
         info["overrides"] = [*info["overrides"], *overrides]
-        study_file = _load(_kept_source(folder, info), info["overrides"])
+        study_file = read_snapshot(folder.path, info["overrides"])
+        study_file.validate()
+        _check(study_file)
         folder.write_info(info)
-        return _Driver(folder, study_file, address, on_event or _ignore).run()
+        return _Driver(folder, address, on_event or _ignore).run()
 
 
-def _load(file: Path, overrides: Sequence[str]) -> StudyFile:
-    from memarch.studies.spec import load_study
-
-    return load_study(file, tuple(overrides))
+def _check(study_file: StudyFile) -> None:
+    """What only matters when trials are to run."""
+    study = study_file.study
+    endless = study["design"] == "search" and study["sampler"]["type"] != "grid"
+    if endless and not study["budget"]:
+        raise SpecError(
+            "a search needs an end: write `budget: {trials: 24}`, or hours, or flops",
+            path="study.budget",
+            file=str(study_file.path),
+        )
 
 
 def _ignore(event: Event) -> None:
     return None
 
 
-def _example(study_file: StudyFile) -> Json:
-    """Some concrete spec of the study: its `study` section is that of all."""
-    point = one_of_each({v: study_file.space(v) for v in study_file.variants}, 0)[0]
-    spec: Json = study_file.resolve(point.variant, point.draws).spec
-    return spec
-
-
-def _keep_source(
-    folder: StudyFolder,
-    study_file: StudyFile,
-    source: Path,
-    overrides: Sequence[str],
-    trial_function: str,
-    test_function: str,
-) -> None:
+def _begin(folder: StudyFolder, study_file: StudyFile, info: Json) -> None:
     """Make the study's folder: from now on it is there, and can be resumed."""
-    settings = _example(study_file)["study"]
-    shutil.copyfile(source, folder.path / "study.yaml")
+    study = study_file.study
+    shutil.copyfile(info["file"], folder.path / "study.yaml")
+    write_snapshot(study_file, folder.path)
     spaces = {v: {n: repr(r) for n, r in study_file.space(v).items()} for v in study_file.variants}
-    write_json(folder.path / "resolved.json", {"study": settings, "ranges": spaces})
+    write_json(folder.path / "resolved.json", {"study": study, "ranges": spaces})
     folder.write_info(
         {
             "name": folder.name,
             "state": "running",
-            "objective": settings["objective"],
-            "design": settings["design"],
-            "file": str(source),
-            "overrides": list(overrides),
-            "trial_function": trial_function,
-            "test_function": test_function,
+            "objective": study["objective"],
+            "design": study["design"],
             "created": time.time(),
             "elapsed": 0.0,
             "counts": {},
             "best": [],
+            "best_values": {},
         }
+        | info
     )
-
-
-def _kept_source(folder: StudyFolder, info: Json) -> Path:
-    return Path(info["file"])
 
 
 @dataclass
@@ -212,18 +215,18 @@ class _Trial:
 class _Driver:
     """One session of one study."""
 
-    def __init__(
-        self, folder: StudyFolder, study_file: StudyFile, address: str | None, on_event: OnEvent
-    ) -> None:
-        self.folder, self.file, self.address, self.on_event = folder, study_file, address, on_event
+    def __init__(self, folder: StudyFolder, address: str | None, on_event: OnEvent) -> None:
+        self.folder, self.address, self.on_event = folder, address, on_event
         self.info = folder.info
-        self.example = _example(study_file)
-        self.settings = self.example["study"]
+        self.file = study_file = read_snapshot(folder.path, self.info["overrides"])
+        self.settings = study_file.study
         self.objective: dict[str, str] = dict(self.settings["objective"])
         self.coder = Coder({v: study_file.space(v) for v in study_file.variants})
         self.seeds = _model_seeds(self.settings)
-        self.search_seed = _search_seed(self.settings)
+        self.search_seed = self.settings["seeds"]["search"]
         self.points = self._fixed_points()
+        first = one_of_each(self.coder.spaces, self.search_seed)[0]
+        self.usual_size = Size.of(study_file.resolve(first.variant, first.draws).spec)
         self.pruning = Pruning(*_pruner(self.settings, self.objective))
         self.plugins = {
             Path(p).name: Path(p).read_text(encoding="utf-8") for p in study_file.plugins
@@ -234,7 +237,7 @@ class _Driver:
         self.copies: dict[int, list[_Trial]] = {}
         self.by_hash: dict[tuple[str, Any], int] = {}
         self.interrupted = False
-        self.tracking = Tracking(folder, lambda text: on_event(events.Notice(text)))
+        self.tracking = Tracking(folder)
         self.session_started = time.time()
 
     # The session
@@ -251,6 +254,7 @@ class _Driver:
                 sum(record["state"] in FINISHED for record in self.records.values()),
             )
         )
+        self.tracking.open(self.info, self.records)
         started_here = start_ray(self.address)
         self.mailbox = open_mailbox()
         self.pool = Pool(self.mailbox, self.info["trial_function"], self.info["test_function"])
@@ -271,9 +275,8 @@ class _Driver:
     def _prepare(self) -> None:
         """Workers import while the driver opens its databases."""
         if self._work_is_left():
-            self.pool.warm(*_size(self.example))
+            self.pool.warm(self.usual_size, self._planned())
         self.study = _open_optuna(self.folder, self.objective)
-        self.tracking.open(self.info, self.records)
         for number, record in sorted(self.records.items()):
             if record.get("copy_of") is None:
                 self.by_hash.setdefault((record["hash"], record["seed"]), number)
@@ -296,12 +299,18 @@ class _Driver:
                 else:
                     self._returned(*self.pool.finished(ref))
             self._check_time()
+            self._pass_on_problems()
+
+    def _pass_on_problems(self) -> None:
+        for problem in self.tracking.problems():
+            self.on_event(events.Notice(problem))
 
     def _end(self) -> StudyResult:
         state = "interrupted" if self.interrupted else "complete"
         self._write_info(state)
         self._write_report()
-        self.tracking.close(self.info, self.records)
+        self.tracking.close(self.info)
+        self._pass_on_problems()
         shown = show_study(self.folder.name, self.folder.storage)
         result = StudyResult(
             name=self.folder.name,
@@ -355,7 +364,7 @@ class _Driver:
             return list(with_seeds(grid_points(spaces), self.seeds))
         if design in ("all", "ablation"):
             return list(with_seeds(one_of_each(spaces, self.search_seed), self.seeds))
-        if _sampler(self.settings)["type"] == "grid":
+        if self.settings["sampler"]["type"] == "grid":
             points = grid_points(spaces, shuffle=self.search_seed)
             return [Point(p.variant, p.draws, seed) for p in points for seed in self.seeds]
         return None
@@ -403,13 +412,13 @@ class _Driver:
                     return
                 self._ask()
                 continue
-            size = _size(self.waiting[0].spec)
-            if not self.pool.fits(*size):
+            size = Size.of(self.waiting[0].spec)
+            if not self.pool.fits(size):
                 return
             self._deal(self.waiting.popleft(), size)
 
     def _room_for_a_usual_one(self) -> bool:
-        return self.pool.fits(*_size(self.example))
+        return self.pool.fits(self.usual_size)
 
     def _ask(self) -> None:
         """Ask for the next trial. What it is follows from its number and the history alone."""
@@ -433,7 +442,7 @@ class _Driver:
 
     def _sample_for(self, number: int) -> None:
         self.study.sampler = make_sampler(
-            _sampler(self.settings), self.search_seed, number, len(self.objective)
+            self.settings["sampler"], self.search_seed, number, len(self.objective)
         )
 
     def _admit(self, asked: optuna.Trial, seed: Any) -> None:
@@ -457,8 +466,9 @@ class _Driver:
             "run_name": run_name(number, variant, draws, [n for n in variables if n in draws]),
         }
         trial_folder = self.folder.trial(number)
-        write_json(trial_folder.path / "spec.json", resolved.spec)
-        trial = _Trial(record, asked, resolved.spec)
+        # Secrets and places that come from `$env` are not written down.
+        write_json(trial_folder.path / "spec.json", resolved.record)
+        trial = _Trial(record, asked, resolved.record)
         self._write(trial)
         if known is None:
             self.by_hash[resolved.hash, seed] = number
@@ -470,11 +480,11 @@ class _Driver:
 
     def _resolve(self, variant: str, draws: Json, seed: Any) -> Resolved:
         resolved = self.file.resolve(variant, draws)
-        return resolved if len(self.seeds) == 1 else resolved.at({"study.seeds.model": seed})
+        return resolved if self.seeds == [seed] else resolved.at({"study.seeds.model": seed})
 
     # Running
 
-    def _deal(self, trial: _Trial, size: tuple[float, float]) -> None:
+    def _deal(self, trial: _Trial, size: Size) -> None:
         trial.record["attempts"] += 1
         trial.attempt = trial.record["attempts"]
         trial.record["state"] = "running"
@@ -488,7 +498,7 @@ class _Driver:
             str(self.folder.trial(trial.number).path),
             self.plugins,
         )
-        self.pool.start(job, *size)
+        self.pool.start(job, size)
         self.tracking.start(trial.record)
         self.on_event(
             events.TrialStarted(
@@ -716,10 +726,10 @@ class _Driver:
                 record = self.records[left[0]]
                 trial_folder = self.folder.trial(left[0])
                 spec = trial_folder.spec or {}
-                if not self.pool.fits(*_size(spec)):
+                if not self.pool.fits(Size.of(spec)):
                     break
                 job = Job(left.popleft(), 0, spec, str(trial_folder.path), self.plugins)
-                self.pool.start(job, *_size(spec), method="test")
+                self.pool.start(job, Size.of(spec), method="test")
                 tests[job.number, 0] = record
             ready, _ = ray.wait(self.pool.refs, num_returns=1, timeout=1.0)
             for ref in ready:
@@ -779,14 +789,10 @@ def _open_optuna(folder: StudyFolder, objective: Mapping[str, str]) -> optuna.St
         directions=list(objective.values()),
         load_if_exists=True,
     )
-    study.set_metric_names(list(objective))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(objective))
     return study
-
-
-def _size(spec: Json) -> tuple[float, float]:
-    """CPUs and GPUs of a trial."""
-    resources = spec.get("resources") or {}
-    return float(resources.get("cpus") or 1), float(resources.get("gpus") or 0)
 
 
 def _share(spec: Json, step: int, metrics: Mapping[str, Any]) -> float | None:
@@ -809,23 +815,15 @@ def _row(record: Json) -> Json:
     return {name: record[name] for name in names}
 
 
-def _sampler(settings: Json) -> Json:
-    given = settings.get("sampler") or "tpe"
-    return {"type": given} if isinstance(given, str) else dict(given)
-
-
 def _pruner(settings: Json, objective: Mapping[str, str]) -> tuple[Json, str]:
     """The pruner's settings, and the direction of its metric."""
-    given = settings.get("pruner") or "none"
-    pruner = {"type": given} if isinstance(given, str) else dict(given)
+    pruner = dict(settings["pruner"])
     metric = pruner["on"] = pruner.get("on") or next(iter(objective))
-    return pruner, pruner.pop("direction", None) or objective.get(metric, "maximize")
+    losses = ("loss", "perplexity", "bits_per_byte")
+    usual = "minimize" if metric.rpartition("/")[2] in losses else "maximize"
+    return pruner, objective.get(metric, usual)
 
 
-def _model_seeds(settings: Json) -> list[Any]:
-    seeds = (settings.get("seeds") or {}).get("model", 0)
-    return list(seeds) if isinstance(seeds, list | tuple) else [seeds]
-
-
-def _search_seed(settings: Json) -> int:
-    return int((settings.get("seeds") or {}).get("search") or 0)
+def _model_seeds(settings: Json) -> list[int]:
+    seeds = settings["seeds"]["model"]
+    return list(seeds) if isinstance(seeds, list) else [seeds]

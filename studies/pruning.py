@@ -21,7 +21,7 @@ WHOLE = 1000
 
 
 class Pruning:
-    """Decides for each report whether the trial stops. `settings`: type, on, after, and Optuna's."""
+    """Decides for each report whether the trial stops. Settings: type, on, after, Optuna's."""
 
     def __init__(self, settings: Mapping[str, Any], direction: str) -> None:
         settings = dict(settings)

@@ -2,8 +2,8 @@
 
 A sampler lives for one trial. Its seed follows from the search seed and the trial's number, and
 what it knows is the finished trials in the storage: so a study that was cut off and resumed draws
-what an uninterrupted one would have drawn. The variant is the categorical parameter `variant`; which
-other parameters exist depends on it, which TPE models branch by branch (`group=True`).
+what an uninterrupted one would have drawn. The variant is the categorical parameter `variant`; what
+other parameters there are depends on it, which TPE models branch by branch (`group=True`).
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def make_sampler(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if kind == "tpe":
-            return optuna.samplers.TPESampler(
-                **{"multivariate": True, "group": True, "seed": own} | settings
-            )
+            jointly = settings.get("multivariate", True)
+            defaults = {"multivariate": jointly, "group": jointly, "seed": own}
+            return optuna.samplers.TPESampler(**defaults | settings)
         if kind in ("random", "grid"):
             return optuna.samplers.RandomSampler(seed=own)
         if kind == "nsga2":
@@ -108,7 +108,7 @@ class Coder:
     """Points of our space as parameters of Optuna, and back.
 
     Optuna's categories are scalars, a subset range may need several parameters, and two variants
-    may give one name different ranges, which Optuna does not allow: then the variant leads the name.
+    may give one name different ranges, which Optuna refuses: then the variant leads the name.
     """
 
     def __init__(self, spaces: Mapping[str, Space]) -> None:
@@ -184,11 +184,11 @@ def decode(name: str, range_: Range, values: Mapping[str, Any]) -> Any:
 def encode(name: str, range_: Range, value: Any) -> dict[str, Any]:
     """The reverse of `decode`."""
     if isinstance(range_, Choice):
-        return {name: _labels(range_.values)[list(range_.values).index(value)]}
+        return {name: _labels(range_.values)[_index(range_.values, value)]}
     if isinstance(range_, Subset):
         subsets = _subsets(range_)
         if subsets is not None:
-            return {name: _labels(subsets)[subsets.index(list(value))]}
+            return {name: _labels(subsets)[_index(subsets, value)]}
         ranks = {f"{name}.{one}": float(one in value) for one in range_.values}
         return {f"{name}.size": len(value), **ranks}
     return {name: value}
@@ -200,6 +200,13 @@ def _labels(values: Sequence[Any]) -> list[Any]:
     if scalar and len(set(values)) == len(values):
         return list(values)
     return [json.dumps(value, sort_keys=True) for value in values]
+
+
+def _index(values: Sequence[Any], value: Any) -> int:
+    """Where the value stands; True is not 1."""
+    return [json.dumps(one, sort_keys=True) for one in values].index(
+        json.dumps(value, sort_keys=True)
+    )
 
 
 def _subsets(range_: Subset) -> list[list[Any]] | None:

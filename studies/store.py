@@ -168,6 +168,19 @@ def find_study(storage: str | Path | None, name: str) -> StudyFolder:
     return folder
 
 
+def find_spec(storage: str | Path | None, name: str, trial: int | str = "best") -> Json:
+    """The spec of a trial of a study, by number or `best`."""
+    folder = find_study(storage, name)
+    best = folder.info.get("best") or []
+    if trial == "best" and not best:
+        raise SpecError(f"study {name!r} has no best trial yet")
+    spec = folder.trial(best[0] if trial == "best" else int(trial)).spec
+    if spec is None:
+        numbers = [str(number) for number in folder.records()]
+        raise SpecError(f"study {name!r} has no trial {trial}; {did_you_mean(str(trial), numbers)}")
+    return spec
+
+
 def list_studies(storage: str | Path | None = None) -> list[Json]:
     """One row a study: name, state, design, objective, trials by state, best, created, path."""
     root = storage_folder(storage)
@@ -234,7 +247,8 @@ def lease_holder(folder: Path) -> Json | None:
         return None
     if holder["host"] != socket.gethostname():
         return holder if age < STALE_AFTER else None
-    return holder if _started(holder["pid"]) == holder["started"] else None
+    started = _started(holder["pid"])
+    return holder if started is not None and started == holder["started"] else None
 
 
 def _started(pid: int) -> str | None:

@@ -1,15 +1,19 @@
 """MLflow's view of a study: one parent run, one child run a trial, written by the driver alone.
 
-MLflow is a view, not the record: it can be rebuilt from the study's folder, and trouble with it is
-noted and never stops a study. Reports are collected and sent in batches.
+MLflow is a view, not the record: it can be rebuilt from the study's folder, trouble with it is
+noted and never stops a study. A thread of its own does all of it, in order, so that neither its
+slow start nor a slow server holds up a trial; metrics are sent in batches.
 """
 
 from __future__ import annotations
 
+import copy
 import os
+import queue
 import sqlite3
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +27,9 @@ BATCH = 900
 """MLflow takes at most 1000 metrics a batch."""
 
 LONGEST_PARAMETER = 6000
+
+MOST_FAILURES = 3
+"""After so many failures in a row the server counts as gone; `resume` mends what is missing."""
 
 STATUS = {
     "complete": "FINISHED",
@@ -57,31 +64,88 @@ def _short(value: Any) -> str:
 
 
 class Tracking:
-    """One study in MLflow. Every method is safe to repeat; none raises for MLflow's sake."""
+    """One study in MLflow. Calls return at once, and are safe to repeat."""
 
-    def __init__(self, folder: StudyFolder, on_problem: Callable[[str], None]) -> None:
+    def __init__(self, folder: StudyFolder) -> None:
         self._folder = folder
-        self._on_problem = on_problem
+        self._problems: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+        self._failures = 0
         self._client: MlflowClient | None = None
         self._experiment = ""
         self._parent = ""
         self._runs: dict[int, str] = {}
+        self._ended: set[int] = set()
         self._logged: dict[int, dict[tuple[str, int], float]] = {}
         self._waiting: dict[int, list[tuple[str, int, float, int]]] = {}
-        self._flushed = 0.0
-        self._ended: set[int] = set()
         self._last_step: dict[int, int] = {}
-
-    # The study
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
 
     def open(self, info: Json, records: Mapping[int, Json]) -> None:
         """Connect, make or find the parent run, and mend what a killed driver left behind."""
-        self._try(lambda: self._open(info, records))
+        self._call(self._open, info, records)
 
-    def close(self, info: Json, records: Mapping[int, Json]) -> None:
-        """Flush, attach the report, end the parent run."""
-        self._try(self._flush)
-        self._try(lambda: self._close(info))
+    def start(self, record: Json) -> None:
+        """A trial starts, or goes on."""
+        self._call(self._start, record)
+
+    def report(self, number: int, step: int, at: float, metrics: Mapping[str, Any]) -> None:
+        """Metrics on the way."""
+        self._call(self._report, number, step, at, metrics)
+
+    def finish(self, record: Json) -> None:
+        """A trial has its final state."""
+        self._call(self._finish, record)
+
+    def interrupt(self, number: int) -> None:
+        """A trial was cut off, and waits for the study to be resumed."""
+        self._call(self._set, number, "waiting")
+
+    def tested(self, record: Json) -> None:
+        """Scores on the test split."""
+        self._call(self._log_final, record)
+
+    def close(self, info: Json) -> None:
+        """Attach the report, end the parent run, and wait until all is written."""
+        self._call(self._close, info)
+        self._calls.put(None)
+        self._thread.join()
+
+    def problems(self) -> Iterator[str]:
+        """What went wrong since the last call."""
+        while not self._problems.empty():
+            yield self._problems.get()
+
+    # In the thread
+
+    def _call(self, method: Callable[..., None], *arguments: Any) -> None:
+        self._calls.put((method, *copy.deepcopy(arguments)))
+
+    def _work(self) -> None:
+        flushed = time.monotonic()
+        while True:
+            try:
+                call = self._calls.get(timeout=FLUSH_INTERVAL if self._waiting else None)
+            except queue.Empty:
+                call = (self._flush,)
+            if call is None:
+                return
+            if time.monotonic() - flushed > FLUSH_INTERVAL:
+                self._try(self._flush)
+                flushed = time.monotonic()
+            self._try(*call)
+
+    def _try(self, method: Callable[..., None], *arguments: Any) -> None:
+        try:
+            method(*arguments)
+            self._failures = 0
+        except Exception as error:
+            self._failures += 1
+            self._problems.put(f"MLflow: {type(error).__name__}: {error}")
+            if self._failures == MOST_FAILURES and self._client is not None:
+                self._client = None
+                self._problems.put("MLflow is left alone from here; resuming the study mends it")
 
     def _open(self, info: Json, records: Mapping[int, Json]) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -158,6 +222,7 @@ class Tracking:
                 self._set(number, "waiting")
 
     def _close(self, info: Json) -> None:
+        self._flush()
         if self._client is None:
             return
         report = self._folder.path / "report.html"
@@ -168,31 +233,6 @@ class Tracking:
         self._client.set_tag(self._parent, "state", info["state"])
         status = {"complete": "FINISHED", "interrupted": "KILLED"}.get(info["state"], "FAILED")
         self._client.set_terminated(self._parent, status=status)
-
-    # The trials
-
-    def start(self, record: Json) -> None:
-        """A trial starts, or goes on."""
-        self._try(lambda: self._start(record))
-
-    def report(self, number: int, step: int, at: float, metrics: Mapping[str, Any]) -> None:
-        """Metrics on the way."""
-        self._collect(number, step, at, metrics)
-        self._last_step[number] = max(step, self._last_step.get(number, 0))
-        if time.monotonic() - self._flushed > FLUSH_INTERVAL:
-            self._try(self._flush)
-
-    def finish(self, record: Json) -> None:
-        """A trial has its final state."""
-        self._try(lambda: self._finish(record))
-
-    def interrupt(self, number: int) -> None:
-        """A trial was cut off, and waits for the study to be resumed."""
-        self._try(lambda: self._set(number, "waiting"))
-
-    def tested(self, record: Json) -> None:
-        """Scores on the test split, or anything else that came after the end."""
-        self._try(lambda: self._log_final(record))
 
     def _start(self, record: Json) -> None:
         client, number = self._client, record["number"]
@@ -238,6 +278,10 @@ class Tracking:
                 self._client.log_artifact(self._runs[number], str(folder / name))
         self._set(number, record["state"], record["reason"])
 
+    def _report(self, number: int, step: int, at: float, metrics: Mapping[str, Any]) -> None:
+        self._collect(number, step, at, metrics)
+        self._last_step[number] = max(step, self._last_step.get(number, 0))
+
     def _log_final(self, record: Json) -> None:
         number = record["number"]
         self._collect(number, self._last_step.get(number, 0), time.time(), record["metrics"])
@@ -262,7 +306,6 @@ class Tracking:
         self._client.set_terminated(self._runs[number], status=STATUS[state])
 
     def _flush(self) -> None:
-        self._flushed = time.monotonic()
         for number in list(self._waiting):
             self._flush_trial(number)
 
@@ -275,12 +318,6 @@ class Tracking:
         metrics = [Metric(name, value, at, step) for name, step, value, at in waiting]
         for start in range(0, len(metrics), BATCH):
             self._client.log_batch(self._runs[number], metrics=metrics[start : start + BATCH])
-
-    def _try(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Exception as error:
-            self._on_problem(f"MLflow: {type(error).__name__}: {error}")
 
 
 def _key(name: str) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 import ray
 
 from memarch.components.errors import SpecError
+from memarch.search_spaces.study_file import resolve_env
 from memarch.studies.store import Json, plain, write_json, write_text
 
 MESSAGE_INTERVAL = 1.0
@@ -46,6 +47,27 @@ class Job:
     folder: str
     plugins: dict[str, str] = field(default_factory=dict)
     """Text of the user's own files by file name."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one trial needs: `resources` of its spec."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: float = 0.0
+    custom: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def of(cls, spec: Json) -> Size:
+        given = spec.get("resources") or {}
+        custom = tuple(sorted((given.get("custom") or {}).items()))
+        return cls(given.get("cpus") or 1, given.get("gpus") or 0, given.get("memory") or 0, custom)
+
+    def needs(self) -> dict[str, float]:
+        """By the names that Ray gives to resources."""
+        fixed = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return {name: amount for name, amount in [*fixed.items(), *self.custom] if amount}
 
 
 class Mailbox:
@@ -140,7 +162,7 @@ class Worker:
         report = Reporter(job, self._mailbox)
         self._set_threads()
         try:
-            spec = with_plugins(job, folder)
+            spec = local_spec(job, folder)
             returned = load_function(self._names["trial"])(spec, folder, report)
             result = _read_result(folder) or _as_result(returned)
         except Exception as error:
@@ -155,7 +177,7 @@ class Worker:
         folder = Path(job.folder)
         self._set_threads()
         try:
-            spec = with_plugins(job, folder)
+            spec = local_spec(job, folder)
             metrics = plain(load_function(self._names["test"])(spec, folder))
             result: Json = {"metrics": metrics, "reason": None}
         except Exception as error:
@@ -186,18 +208,17 @@ def load_function(name: str) -> Callable[..., Any]:
     return getattr(sys.modules[known], attribute)
 
 
-def with_plugins(job: Job, folder: Path) -> Json:
-    """The spec with its plugin files written beside the trial, where this machine can read them."""
-    if not job.plugins:
-        return job.spec
-    from memarch.components.plugins import load_plugins
+def local_spec(job: Job, folder: Path) -> Json:
+    """The spec as this machine sees it: its environment, and the plugins written beside the trial.
 
+    Whoever runs the spec loads them.
+    """
+    spec: Json = resolve_env(job.spec)
     paths = [folder / "plugins" / name for name in job.plugins]
     for path, text in zip(paths, job.plugins.values(), strict=True):
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
-    load_plugins(paths)
-    return {**job.spec, "plugins": [str(path) for path in paths]}
+    return {**spec, "plugins": [str(path) for path in paths]}
 
 
 def _read_result(folder: Path) -> Json | None:
@@ -223,8 +244,7 @@ class Seat:
     """A warm worker of one size, and the attempt that it is at."""
 
     actor: Any
-    cpus: float
-    gpus: float
+    size: Size
     key: Key | None = None
 
 
@@ -242,36 +262,28 @@ class Pool:
         """Results to come."""
         return list(self._jobs)
 
-    @property
-    def busy(self) -> int:
-        return len(self._jobs)
-
-    def fits(self, cpus: float, gpus: float) -> bool:
+    def fits(self, size: Size) -> bool:
         """Whether a trial of this size can start now. One always can when nothing runs."""
         if not self._jobs:
             return True
-        total = ray.cluster_resources()
-        used = list(self._jobs.values())
-        return sum(seat.cpus for seat in used) + cpus <= total.get("CPU", 1) and sum(
-            seat.gpus for seat in used
-        ) + gpus <= total.get("GPU", 0)
+        free = dict(ray.cluster_resources())
+        for seat in self._jobs.values():
+            for name, amount in seat.size.needs().items():
+                free[name] = free.get(name, 0) - amount
+        return all(free.get(name, 0) >= amount for name, amount in size.needs().items())
 
-    def warm(self, cpus: float, gpus: float) -> int:
+    def warm(self, size: Size, most: int | None) -> None:
         """Start all workers of this size, so that they import while the driver still prepares."""
         total = ray.cluster_resources()
-        count = int(total.get("CPU", 1) // cpus) if cpus else 1
-        if gpus:
-            count = min(count, int(total.get("GPU", 0) // gpus))
-        for _ in range(max(1, count)):
-            self._hire(cpus, gpus)
-        return len(self._seats)
+        counts = [int(total.get(name, 0) // amount) for name, amount in size.needs().items()]
+        for _ in range(max(1, min([*counts, most or sum(counts)]))):
+            self._hire(size)
 
-    def start(self, job: Job, cpus: float, gpus: float, method: str = "run") -> Seat:
+    def start(self, job: Job, size: Size, method: str = "run") -> None:
         """Give the job to an idle worker of its size, or to a new one."""
-        seat = self._idle(cpus, gpus)
+        seat = self._idle(size)
         seat.key = (job.number, job.attempt)
         self._jobs[getattr(seat.actor, method).remote(job)] = seat
-        return seat
 
     def finished(self, ref: Any) -> tuple[Key, Json | None]:
         """The attempt that this result belongs to, and the result: None when its worker died."""
@@ -296,31 +308,36 @@ class Pool:
         for seat in list(self._seats):
             self._dismiss(seat)
 
-    def _idle(self, cpus: float, gpus: float) -> Seat:
+    def _idle(self, size: Size) -> Seat:
         idle = [seat for seat in self._seats if seat.key is None]
         for seat in idle:
-            if (seat.cpus, seat.gpus) == (cpus, gpus):
+            if seat.size == size:
                 return seat
         for seat in idle:  # workers of another size make room
             self._dismiss(seat)
-        return self._hire(cpus, gpus)
+        return self._hire(size)
 
-    def _hire(self, cpus: float, gpus: float) -> Seat:
+    def _hire(self, size: Size) -> Seat:
         total = ray.cluster_resources()
-        if gpus > total.get("GPU", 0):
-            raise SpecError(
-                f"a trial asks for {gpus:g} GPUs, and there are {total.get('GPU', 0):g}",
-                path="resources.gpus",
-            )
-        # A trial that asks for more than there is gets all there is.
-        reserved = min(cpus, total.get("CPU", 1))
-        actor = (
-            ray.remote(Worker)
-            .options(num_cpus=reserved, num_gpus=gpus, max_restarts=0)
-            .remote(self._mailbox, *self._functions, cpus, _paths())
-        )
-        actor.warm.remote()
-        seat = Seat(actor, cpus, gpus)
+        needs = size.needs()
+        for name, amount in needs.items():
+            if name != "CPU" and amount > total.get(name, 0):
+                raise SpecError(
+                    f"a trial asks for {amount:g} of {name}, and Ray has {total.get(name, 0):g}",
+                    path="resources",
+                )
+        options = {
+            # A trial that asks for more cores than there are gets all there are.
+            "num_cpus": min(needs.pop("CPU"), total.get("CPU", 1)),
+            "num_gpus": needs.pop("GPU", 0),
+            "memory": needs.pop("memory", None),
+            "resources": needs,
+            "max_restarts": 0,
+        }
+        actor = ray.remote(Worker).options(**options)
+        handle = actor.remote(self._mailbox, *self._functions, size.cpus, _paths())
+        handle.warm.remote()
+        seat = Seat(handle, size)
         self._seats.append(seat)
         return seat
 

@@ -1,0 +1,70 @@
+"""A trial that takes no time, and does what the `question` of its study tells it: no training.
+
+The question is JSON: `{"fail": [2], "nan": [3], "seconds": 0.2, "reports": 5, "die": {"4": 1}}`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+STEPS = 100
+
+
+def score(spec: dict[str, Any]) -> float:
+    """Best at lr = 0.003, better with larger segments, different from seed to seed."""
+    distance = abs(math.log10(spec["train"]["lr"]) - math.log10(0.003))
+    seed = spec["study"]["seeds"]["model"]
+    return round(
+        1 - 0.3 * distance + 0.001 * spec["model"]["segment_length"] + 0.0001 * (seed % 7), 6
+    )
+
+
+def run(spec: dict[str, Any], folder: Path, report: Any) -> dict[str, Any]:
+    plan = json.loads(spec["study"]["question"] or "{}")
+    number = int(folder.name)
+    with (folder / "pids").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    attempt = len((folder / "pids").read_text().split())
+    if number in plan.get("fail", []):
+        raise ValueError(f"trial {number} was told to fail")
+    final = score(spec)
+    state_bytes = float(64 * spec["model"]["segment_length"])
+    checkpoint = folder / "checkpoint"
+    begun = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    reports = plan.get("reports", 2)
+    for index in range(begun, reports):
+        step = STEPS * (index + 1) // reports
+        metrics = {"eval/kv/exact_match": final * step / STEPS, "cost/state_bytes": state_bytes}
+        time.sleep(plan.get("seconds", 0) / reports)
+        if report(step, metrics | {"train/begun": float(begun)}):
+            return {"state": "pruned", "reason": "stopped by the pruner", "metrics": metrics}
+        checkpoint.write_text(str(index + 1))
+        if attempt <= plan.get("die", {}).get(str(number), 0):
+            os.kill(os.getpid(), 9)
+    if number in plan.get("hang", []):
+        time.sleep(600)
+    metrics = {
+        "eval/kv/exact_match": math.nan if number in plan.get("nan", []) else final,
+        "eval/kv/loss": 1 - final,
+        "cost/state_bytes": state_bytes,
+        "cost/train_flops": 1e6,
+        "train/begun": float(begun),
+    }
+    if number in plan.get("silent", []):
+        del metrics["eval/kv/exact_match"]
+    return {"state": "complete", "metrics": metrics, "converged": True}
+
+
+def test(spec: dict[str, Any], folder: Path) -> dict[str, float]:
+    """The test split: a little worse than validation."""
+    with (folder / "tested").open("a") as file:
+        file.write("once\n")
+    return {"test/kv/exact_match": score(spec) - 0.05}
+
+
+test.__test__ = False  # type: ignore[attr-defined]
