@@ -10,10 +10,9 @@ from memarch.arch.build import build_model
 from memarch.arch.model import MemarchModel
 from memarch.arch.spec import ModelSpec
 from memarch.components.plugins import load_plugins
+from memarch.inputs import find_trial, open_study, resolve_one
 from memarch.search_spaces.study_file import StudyFile
-from memarch.studies import spec as schema
 from memarch.studies.events import Event, StudyResult
-from memarch.train import find_trial, resolve_one
 
 
 def build(
@@ -58,9 +57,11 @@ def load(
     return MemarchModel.from_pretrained(inside if inside.is_dir() else path)
 
 
-def load_study(file: str | Path, overrides: Sequence[str] = ()) -> StudyFile:
+def load_study(
+    file: str | Path, overrides: Sequence[str] = (), *, storage: str | Path | None = None
+) -> StudyFile:
     """A study file, read and not yet checked: `.variants`, `.space(variant)`, `.validate()`."""
-    return schema.load_study(Path(file), tuple(overrides))
+    return open_study(file, overrides, storage)
 
 
 def run_study(

@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; its exit code. Wrong input is one line on stderr, never a traceback."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars, between our lines
     try:
         app.main(spread_assignments(arguments), prog_name="memarch", standalone_mode=False)
     except SpecError as error:
@@ -177,8 +178,9 @@ def new(kind: str, name: str, force: bool) -> None:
 @app.command()
 @file_argument
 @set_option
+@storage_option
 @json_option
-def validate(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def validate(file: Path, overrides: tuple[str, ...], storage: Path, as_json: bool) -> None:
     """Check a study file: every variant and every range, against the settings' types and bounds.
 
     \b
@@ -187,28 +189,38 @@ def validate(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
     Nothing is built or trained. A mistake is reported with its file, line and key.
     """
-    from memarch.studies.spec import load_study
+    from memarch.inputs import open_study
 
     with document_only(as_json):
-        study = load_study(file, overrides)
-        study.validate()
+        study = open_study(file, overrides, storage)
+        notes = study.validate()
         spaces = {name: list(study.space(name)) for name in study.variants}
     if as_json:
-        emit({"valid": True, "file": str(file), "variants": spaces})
+        emit({"valid": True, "file": str(file), "variants": spaces, "notes": notes})
         return
     click.echo(f"{file} is valid")
     for name, searched in spaces.items():
-        label = name or "one model"
-        click.echo(f"  {label}: {', '.join(searched) if searched else 'nothing is searched'}")
+        listed = f"searches {', '.join(searched)}" if searched else "nothing is searched"
+        click.echo(f"  {name or 'one model'}: {listed}")
+    for note in notes:
+        click.echo(f"note: {note}")
 
 
 @app.command()
 @file_argument
 @set_option
+@storage_option
 @click.option("--origins", is_flag=True, help="Show where every value comes from.")
 @click.option("--dry", is_flag=True, help="Do not run the smallest and the largest trial.")
 @json_option
-def plan(file: Path, overrides: tuple[str, ...], origins: bool, dry: bool, as_json: bool) -> None:
+def plan(
+    file: Path,
+    overrides: tuple[str, ...],
+    storage: Path,
+    origins: bool,
+    dry: bool,
+    as_json: bool,
+) -> None:
     """Show what a study will run, how large it is, and how long it will take.
 
     \b
@@ -218,10 +230,15 @@ def plan(file: Path, overrides: tuple[str, ...], origins: bool, dry: bool, as_js
     Every variant is built at its smallest and largest; the smallest and the largest trial run a few
     steps, from which time and memory are estimated.
     """
-    from memarch.studies.plan import plan_study
+    from memarch.inputs import open_study
 
     with document_only(as_json):
-        document = plan_study(file, overrides, measure=not dry, note=log)
+        study = open_study(file, overrides, storage)
+        study.validate()  # before anything heavy is imported
+
+        from memarch.studies.plan import plan_study
+
+        document = plan_study(study, run=not dry, note=log)
     if as_json:
         emit(document)
         return
@@ -338,19 +355,23 @@ def study_run(
 
 @study.command(name="resume")
 @click.argument("name")
+@set_option
 @storage_option
 @click.option("--address", help="A Ray cluster: `auto` or ray://host:10001. Default: this machine.")
 @json_option
-def study_resume(name: str, storage: Path, address: str | None, as_json: bool) -> None:
+def study_resume(
+    name: str, overrides: tuple[str, ...], storage: Path, address: str | None, as_json: bool
+) -> None:
     """Go on with a study that was interrupted: finished trials stay, the rest is run.
 
     \b
     memarch study resume my_study
+    memarch study resume my_study --set study.budget.trials=48
     """
     from memarch import follow
 
     with document_only(as_json):
-        document = follow.resume(name, storage, address)
+        document = follow.resume(name, storage, overrides, address)
     _study_end(document, storage, as_json)
 
 

@@ -36,18 +36,23 @@ def run(
 
     return _followed(
         lambda display: run_study(
-            file, storage, overrides=overrides, name=name, address=address, on_event=display
+            file, storage=storage, overrides=overrides, name=name, address=address, on_event=display
         ),
         storage,
     )
 
 
-def resume(name: str, storage: Path, address: str | None) -> dict[str, Any]:
+def resume(
+    name: str, storage: Path, overrides: Sequence[str], address: str | None
+) -> dict[str, Any]:
     """Go on with a study; the study's document."""
     from memarch.studies.driver import resume_study
 
     return _followed(
-        lambda display: resume_study(name, storage, address=address, on_event=display), storage
+        lambda display: resume_study(
+            name, storage=storage, overrides=overrides, address=address, on_event=display
+        ),
+        storage,
     )
 
 

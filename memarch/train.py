@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from memarch.components.errors import SpecError, did_you_mean
+from memarch.components.errors import SpecError
+from memarch.inputs import find_trial, open_study, resolve_one
 from memarch.output import WorkFailedError, log
 
-if TYPE_CHECKING:
-    from memarch.search_spaces.study_file import Resolved, StudyFile
-    from memarch.studies.store import TrialFolder
-
 Json = dict[str, Any]
-TRIAL = re.compile(r"(?P<study>.+)/(?P<number>\d+)")
 
 
 def train_file(
     file: Path, storage: Path, overrides: Sequence[str], variant: str | None, *, again: bool
 ) -> Json:
     """Train the one model of a file; `{"metrics", "spec", "path"}`."""
-    from memarch.studies.spec import load_study
     from memarch.studies.store import read_json, write_json
 
-    study = load_study(file, tuple(overrides))
+    study = open_study(file, overrides, storage)
     resolved = resolve_one(study, variant)
     chosen = variant or next(iter(study.variants), "")
     name = "-".join(part for part in (file.stem, chosen, resolved.hash[:8]) if part)
@@ -63,55 +57,14 @@ def evaluate(
     model: str, file: Path, storage: Path, overrides: Sequence[str], variant: str | None
 ) -> Json:
     """A saved model by the `eval:` section of a file; `{"metrics", "spec", "path"}`."""
-    from memarch.studies.spec import load_study
     from memarch.studies.trial import evaluate_saved
 
     path, record = _saved_model(model, storage)
-    study = load_study(file, tuple(overrides))
+    study = open_study(file, overrides, storage)
     if variant is None and record.get("variant") in study.variants:
         variant = record["variant"]
     spec = resolve_one(study, variant, record.get("params", {})).spec
     return {"metrics": evaluate_saved(path, spec), "spec": spec, "path": str(path)}
-
-
-def resolve_one(study: StudyFile, variant: str | None, known: Json | None = None) -> Resolved:
-    """The one spec of a file. `known` are values for its ranges; any other range is an error."""
-    names = study.variants
-    if variant is None and len(names) > 1:
-        raise SpecError(
-            f"the file has variants: choose one with --variant ({', '.join(names)}), or run them "
-            "all with `memarch study run`",
-            file=str(study.path),
-        )
-    chosen = variant if variant is not None else names[0]
-    if chosen not in names:
-        raise SpecError(f"no variant {chosen!r}; {did_you_mean(chosen, names)}", path="variants")
-    space = study.space(chosen)
-    draws = {name: value for name, value in (known or {}).items() if name in space}
-    missing = [name for name in space if name not in draws]
-    if missing:
-        raise SpecError(
-            f"the file searches {', '.join(missing)}: give values with --set, or run it with "
-            "`memarch study run`",
-            file=str(study.path),
-        )
-    return study.resolve(chosen, draws)
-
-
-def find_trial(reference: str, storage: Path) -> TrialFolder | None:
-    """The trial that `STUDY/7` names; None where it is not of that form."""
-    from memarch.studies.store import find_study
-
-    match = TRIAL.fullmatch(reference)
-    if match is None:
-        return None
-    study = find_study(storage, match["study"])
-    trial = study.trial(int(match["number"]))
-    if not trial.path.is_dir():
-        numbers = sorted(study.records())
-        known = f"there are {numbers[0]} to {numbers[-1]}" if numbers else "there are none yet"
-        raise SpecError(f"study {study.name!r} has no trial {match['number']}; {known}")
-    return trial
 
 
 def _saved_model(model: str, storage: Path) -> tuple[Path, Json]:

@@ -187,11 +187,11 @@ class Canvas:
         """Text beside a point, where no other label is; nothing where there is no room."""
         width = CHARACTER * len(words)
         places = [
-            (x - width / 2, y - 11),
-            (x + 10, y + 4),
-            (x - width - 10, y + 4),
-            (x - width / 2, y + 20),
-            (x + 8, y - 9),
+            (x - width / 2, y - 15),
+            (x + 14, y + 4),
+            (x - 6, y - 15),
+            (x - width - 14, y + 4),
+            (x - width / 2, y + 24),
         ]
         for left, base in places:
             box = (left, base - 10, left + width, base + 3)
@@ -202,7 +202,7 @@ class Canvas:
                 self.text(left, base, words, class_=class_)
                 return
 
-    def occupy(self, x: float, y: float, size: float = 6) -> None:
+    def occupy(self, x: float, y: float, size: float = 8) -> None:
         """Keep labels away from a mark."""
         self.taken.append((x - size, y - size, x + size, y + size))
 

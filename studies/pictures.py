@@ -15,6 +15,7 @@ from typing import Any
 
 from memarch.studies import leaderboard as board
 from memarch.studies.charts import (
+    CHARACTER,
     Canvas,
     Scale,
     element,
@@ -129,10 +130,9 @@ def front(records: Records, *, standalone: bool = False) -> str:
     for trial, point in zip(front, points, strict=True):
         if not board.is_baseline(trial):
             canvas.label(*point, _short(records, trial))
-    for trial in trials:
-        if board.is_baseline(trial):
-            words = f"{trial['variant']} ({board.BASELINES[trial['variant']]})"
-            canvas.label(x(state_of(trial) or 0.0), y(score_of(records, trial)), words, "muted")
+    for trial in {trial["variant"]: trial for trial in trials if board.is_baseline(trial)}.values():
+        words = f"{trial['variant']} ({board.BASELINES[trial['variant']]})"
+        canvas.label(x(state_of(trial) or 0.0), y(score_of(records, trial)), words, "muted")
     if standalone:
         _legend_in(canvas, records, trials)
     return canvas.svg(title, standalone=standalone)
@@ -160,7 +160,7 @@ def _state_axis(canvas: Canvas, trials: Sequence[Trial]) -> Any:
     """The horizontal axis in bytes; a position for every size, none included."""
     sizes = [size for trial in trials if (size := state_of(trial))]
     some_without = len(sizes) < len(trials)
-    start = canvas.left + (70 if some_without else 24)
+    start = canvas.left + (96 if some_without else 24)
     end = canvas.width - canvas.right - 24
     ticks = power_ticks(min(sizes), max(sizes)) if sizes else []
     scale = Scale(ticks[0], ticks[-1], start, end, log=True) if ticks else None
@@ -188,14 +188,17 @@ def _score_axis(canvas: Canvas, records: Records, values: Sequence[float], title
 
 
 def _draw_floors(canvas: Canvas, floors: Mapping[str, float], y: Scale) -> None:
-    for name, value in sorted(floors.items(), key=lambda item: item[1]):
+    """Dashed lines; the words of the highest stand above its line, those of the others below."""
+    x0, x1 = canvas.left, canvas.width - canvas.right
+    ordered = sorted(floors.items(), key=lambda item: item[1])
+    for index, (name, value) in enumerate(ordered):
         at = y(value)
-        x0, x1 = canvas.left, canvas.width - canvas.right
         canvas.add(element("line", x1=x0, x2=x1, y1=at, y2=at, class_="floor"))
+        canvas.taken.append((x0, at - 1, x1, at + 1))
         words = f"floor: {name.replace('_', ' ')} {value:.2f}"
-        left = x1 - 6.2 * len(words)
-        canvas.text(x1, at - 5, words, anchor="end")
-        canvas.taken.append((left, at - 16, x1, at + 2))
+        base = at - 5 if index == len(ordered) - 1 else at + 14
+        canvas.text(x1, base, words, anchor="end")
+        canvas.taken.append((x1 - CHARACTER * len(words), base - 11, x1, base + 3))
 
 
 def _legend_in(canvas: Canvas, records: Records, trials: Sequence[Trial]) -> None:
@@ -233,7 +236,7 @@ def curves(records: Records) -> str:
         own = [t for t in records.trials if (t["variant"] or "") == variant and curves[t["number"]]]
         if not own:
             continue
-        canvas = Canvas(340, 220, left=44, right=14, top=26, bottom=34)
+        canvas = Canvas(340, 220, left=44, right=22, top=26, bottom=34)
         y = _score_axis(canvas, records, [value for _, value in points], "")
         ticks = nice_ticks(0, last, 4)
         x = Scale(0, ticks[-1], canvas.left, canvas.width - canvas.right)
