@@ -1,13 +1,11 @@
 """Backbones: transformers' decoder-only models, seen through the few parts that memarch runs itself.
 
-A family says where those parts are; adding one is a line in `FAMILIES`. The layers stay
-transformers' own, except that their attention is ours (`arch.attention`) and that RMS norms
+The layers stay transformers' own, except that their attention is ours (`arch.attention`) and that RMS norms
 compute in the larger of float32 and the input's type (transformers rounds to float32).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,50 +13,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from memarch.arch.attention import NAME
+from memarch.arch.families import family_of
 from memarch.arch.spec import BackboneSpec
-from memarch.components.errors import SpecError, did_you_mean
+from memarch.components.errors import SpecError
 from memarch.components.leaves import RMSNorm
 
 
-@dataclass(frozen=True)
-class Family:
-    """Where a family of models keeps its parts, as attribute paths from the causal language model."""
-
-    embedding: str
-    layers: str
-    norm: str
-    attention: str
-    """Name of the attention inside a layer."""
-    rotary: str | None = None
-    absolute: str | None = None
-    dropout: str | None = None
-
-
-_LLAMA = Family(
-    "model.embed_tokens", "model.layers", "model.norm", "self_attn", rotary="model.rotary_emb"
-)
-FAMILIES: dict[str, Family] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gpt_neox": Family(
-        "gpt_neox.embed_in",
-        "gpt_neox.layers",
-        "gpt_neox.final_layer_norm",
-        "attention",
-        rotary="gpt_neox.rotary_emb",
-        dropout="gpt_neox.emb_dropout",
-    ),
-    "gpt2": Family(
-        "transformer.wte",
-        "transformer.h",
-        "transformer.ln_f",
-        "attn",
-        absolute="transformer.wpe",
-        dropout="transformer.drop",
-    ),
-}
 RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 
 
@@ -107,16 +67,6 @@ class Backbone:
 
     def _part(self, path: str) -> nn.Module:
         return self.model.get_submodule(path)
-
-
-def family_of(model_type: str) -> Family:
-    """The family of a config's `model_type`."""
-    if model_type not in FAMILIES:
-        raise SpecError(
-            f"backbone type {model_type!r} is not supported; {did_you_mean(model_type, FAMILIES)}",
-            path="model.backbone.type",
-        )
-    return FAMILIES[model_type]
 
 
 def random_config(spec: BackboneSpec, *, vocab_size: int | None, length: int) -> PretrainedConfig:

@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ModelOutput
 
+from memarch.arch.attention import NAME
 from memarch.arch.backbone import Backbone, empty_backbone
 from memarch.arch.cells import Cell, MixerSlot
 from memarch.arch.decoding import DecodingCache, decode
@@ -93,6 +94,7 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
             raise SpecError("a model needs a spec and the config of its backbone")
         self.spec = parse_model_spec(config.spec, "model")
         self.backbone = backbone if backbone is not None else empty_backbone(config.text_config)
+        self.backbone.set_attn_implementation(NAME)  # the outer config has none and passed it down
         self.memories = nn.ModuleDict()
         for name, settings in self.spec.memory.items():
             self.memories[name] = _build_memory(settings, self._context())

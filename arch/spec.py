@@ -27,8 +27,10 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core.core_schema import ValidationInfo
 
 from memarch.arch.backbone_keys import ConfigKeys, config_keys, model_types
+from memarch.arch.families import family_of
 from memarch.arch.settings import join, parse, show
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.components.memory import Every, MemorySettings, Strict, memories
@@ -101,7 +103,7 @@ class BackboneSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _check(cls, raw: object) -> object:
+    def _check(cls, raw: object, info: ValidationInfo) -> object:
         if not isinstance(raw, Mapping):
             raise SpecError(f"must be a map with `type` or `pretrained`, got {show(raw)}")
         if ("type" in raw) == ("pretrained" in raw):
@@ -110,10 +112,13 @@ class BackboneSpec(BaseModel):
                 "needs either `type`, for random weights, or `pretrained`, a folder or a name on "
                 f"the hub; got {got}"
             )
-        return _random(raw) if "type" in raw else _pretrained(raw)
+        if "type" in raw:
+            return _random(raw)
+        return _pretrained(raw, (info.context or {}).get("folders") or (Path(),))
 
 
-def _pretrained(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _pretrained(raw: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
+    """A folder becomes an absolute path; what is no folder is a name on the hub."""
     known = ("pretrained", "revision", "keep_layers")
     for name in raw:
         if name not in known:
@@ -122,9 +127,19 @@ def _pretrained(raw: Mapping[str, Any]) -> dict[str, Any]:
                 f"config.json; {did_you_mean(name, known)}",
                 path=name,
             )
-    where = str(raw["pretrained"])
-    if where.startswith((".", "/", "~")) and not Path(where).expanduser().is_dir():
-        raise SpecError(f"there is no folder {where!r}", path="pretrained")
+    where = raw["pretrained"]
+    if not isinstance(where, str):
+        return dict(raw)
+    for folder in folders:
+        candidate = folder / Path(where).expanduser()
+        if (candidate / "config.json").is_file():
+            return {**raw, "pretrained": str(candidate.resolve())}
+    if where.startswith((".", "/", "~")) or where.count("/") > 1:
+        places = " or ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
+        raise SpecError(
+            f"there is no folder {where!r} with a config.json (looked in {places})",
+            path="pretrained",
+        )
     return dict(raw)
 
 
@@ -144,6 +159,7 @@ def _random(raw: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("revision", "keep_layers"):
         if name in raw:
             raise SpecError(f"`{name}` is for a pretrained backbone only", path=name)
+    family_of(kind, "type")
     keys = config_keys(kind)
     values: dict[str, Any] = {}
     for name, value in raw.items():
