@@ -154,14 +154,15 @@ def _generated(
     new = output[:, prompts.shape[1] :].tolist()
     return np.array(
         [
-            _without(found[: len(answer)], task) == _without(answer, task)
+            len(found) >= len(answer)
+            and all(
+                token == right
+                for token, right in zip(found, answer, strict=False)
+                if right not in task.ignored_ids
+            )
             for found, (_, answer) in zip(new, queries, strict=True)
         ]
     )
-
-
-def _without(ids: Sequence[int], task: Task) -> list[int]:
-    return [token for token in ids if token not in task.ignored_ids]
 
 
 def _slices(name: str, score: np.ndarray, values: np.ndarray) -> dict[str, float]:
