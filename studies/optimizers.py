@@ -63,7 +63,7 @@ def merge_lora(backbone: nn.Module) -> None:
 
     adapters = [n for n, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)]
     for name in adapters:
-        layer = backbone.get_submodule(name)
+        layer: Any = backbone.get_submodule(name)
         layer.merge()
         backbone.set_submodule(name, layer.get_base_layer())
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from memarch.studies.evaluation import evaluate
-from memarch.studies.tasks.base import Task, build_task
+from memarch.studies.tasks.base import Split, Task, build_task
 
 Spec = Mapping[str, Any]
 
@@ -86,7 +86,7 @@ class Evaluator:
         self.models, self.seed, self.device = models, seed, device
         self._rows: dict[str, tuple[Task, Any]] = {}
 
-    def at(self, point: Point, split: str, limit: int | None = None) -> dict[str, float]:
+    def at(self, point: Point, split: Split, limit: int | None = None) -> dict[str, float]:
         """Metrics by their own names, over at most `limit` rows. Random states stay as they are."""
         task, rows = self._data(point, split)
         if limit is not None and len(rows) > limit:
@@ -107,7 +107,7 @@ class Evaluator:
         finally:
             model.train(training)
 
-    def _data(self, point: Point, split: str) -> tuple[Task, Any]:
+    def _data(self, point: Point, split: Split) -> tuple[Task, Any]:
         size = point.settings["size"]
         key = canonical([point.task, split, size])
         if key not in self._rows:

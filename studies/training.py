@@ -23,6 +23,7 @@ from memarch.studies import optimizers
 from memarch.studies.machine import peak_memory_bytes, reset_peak_memory
 from memarch.studies.points import Evaluator, Models, eval_points
 from memarch.studies.session import Report, Session, TrainingFailure, default_device, seed_of
+from memarch.studies.tasks.base import Split
 from memarch.studies.trainer import SessionTrainer
 
 __all__ = ["Report", "TrainingFailure", "evaluate_model", "train"]
@@ -66,7 +67,7 @@ def train(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, An
 
 
 def evaluate_model(
-    spec: Mapping[str, Any], path: Path, *, split: str | None = None, kind: str = "eval"
+    spec: Mapping[str, Any], path: Path, *, split: Split | None = None, kind: str = "eval"
 ) -> dict[str, float]:
     """A saved model at every evaluation point of a spec: `eval/<name>/<metric>`.
 
