@@ -44,6 +44,8 @@ class Node:
     value: Any
     origin: Origin
     """Where the value starts; the line of the key where the value has one."""
+    last: Origin | None = None
+    """Where a merged map was last added to."""
 
     @property
     def is_map(self) -> bool:
@@ -86,7 +88,8 @@ class Node:
             value = {key: child.sourced(source) for key, child in value.items()}
         elif self.is_list:
             value = [child.sourced(source) for child in value]
-        return Node(value, replace(self.origin, source=source))
+        last = None if self.last is None else replace(self.last, source=source)
+        return Node(value, replace(self.origin, source=source), last)
 
 
 def node_of(value: Any, origin: Origin) -> Node:

@@ -44,7 +44,8 @@ def merge(base: Node | None, patch: Node, path: tuple[Key, ...] = ()) -> Node:
     merged = dict(base.value)
     for key, child in patch.value.items():
         merged[key] = merge(merged.get(key), child, (*path, key))
-    return Node(merged, patch.origin if not base.value else base.origin)
+    last = patch.last or patch.origin
+    return Node(merged, base.origin, last if patch.value else base.last)
 
 
 def expand(patch: Node) -> Node:
@@ -53,9 +54,7 @@ def expand(patch: Node) -> Node:
     for key, child in patch.value.items():
         if not all(key.split(".")):
             raise child.origin.error(f"{key!r} is no key path", key)
-        inner = nest(key, child)
-        _refuse_twice(result, inner, ())
-        result = merge(result, inner)
+        result = _joined(result, nest(key, child), ())
     return result
 
 
@@ -66,19 +65,15 @@ def nest(dotted: str, node: Node) -> Node:
     return node
 
 
-def _refuse_twice(known: Node, new: Node, path: tuple[Key, ...]) -> None:
-    for key, child in new.children():
-        other = known.get(key)
-        where = (*path, key)
-        if other is None:
-            continue
-        if child.is_map and other.is_map and not range_at(child, where):
-            _refuse_twice(other, child, where)
-        else:
-            raise child.origin.error(
-                f"is given twice, on line {other.origin.line} and on line {child.origin.line}",
-                _join(where),
-            )
+def _joined(known: Node, new: Node, path: tuple[Key, ...]) -> Node:
+    """Two parts of one patch as one; a value that both give is an error."""
+    if not (known.is_map and new.is_map) or range_at(new, path):
+        lines = f"on line {known.origin.line} and on line {new.origin.line}"
+        raise new.origin.error(f"is given twice, {lines}", _join(path))
+    entries = dict(known.value)
+    for key, child in new.value.items():
+        entries[key] = _joined(entries[key], child, (*path, key)) if key in entries else child
+    return Node(entries, known.origin)
 
 
 def parse_override(text: str, sections: Sequence[str]) -> Node:

@@ -49,11 +49,13 @@ class Mark:
     """What a message about the value adds, such as the name of the var behind it."""
     leaf: bool = False
     """Written as one value, whatever the schema makes of it."""
+    last: Origin | None = None
+    """Where a merged map was last added to."""
 
 
 @dataclass
 class Resolver:
-    """Resolves one tree. Without `draws` every range takes its first value, to see which are used."""
+    """Resolves one tree. Without `draws` ranges take their first values, to see which are used."""
 
     root: Node
     names: Mapping[Path_, str] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class Resolver:
     def value(self, node: Node, written: Path_, path: Path_, note: str = "") -> Any:
         """The value of a node written at one path and used at another (equal but for `$name`)."""
         leaf = not node.is_map and not node.is_list
-        self.marks[join(*path)] = Mark(node.origin, str(node.origin), note, leaf)
+        self.marks[join(*path)] = Mark(node.origin, str(node.origin), note, leaf, node.last)
         if range_at(node, written):
             return self._draw(node, written, path, note)
         if node.is_map:
@@ -170,7 +172,7 @@ class Resolver:
         )
 
     def _backbone_value(self, name: str) -> Any:
-        """A value that the backbone has though nobody wrote it: by default, or in its config.json."""
+        """A value that the backbone has by default or in its config.json, though not in the file."""
         node = self.root.get("model", "backbone")
         if node is None or "model.backbone" in self._open:
             return None
@@ -228,6 +230,13 @@ class Resolver:
         }
         if "sample" in node.value:
             raw["sample"] = node.value["sample"].plain()
+        inside = [place for place in inner.used if place[: len(written)] == written]
+        if inside:
+            below = inside[0][len(written) :]
+            raise (node.get(*below) or node).origin.error(
+                "a range cannot stand inside a range; alternatives of maps are `variants`",
+                join(where, *below),
+            )
         if inner.used:
             raise node.origin.error("the ends of a range cannot come from another range", where)
         self.used_vars |= inner.used_vars

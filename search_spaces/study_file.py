@@ -187,6 +187,7 @@ class StudyFile:
         notes: list[str] = []
         hashes: dict[str, str] = {}
         idle: dict[str, bool] = {}
+        self._check_budget()
         for variant in self.variants:
             first = self._first_draws(variant)
             base = self.resolve(variant, first)
@@ -203,6 +204,17 @@ class StudyFile:
                 notes.append(f"variants {same!r} and {variant!r} are the same model and training")
         notes += [f"{name!r} is searched, but changes nothing" for name in idle if idle[name]]
         return notes + self._unused_vars()
+
+    def _check_budget(self) -> None:
+        """A search draws on until something stops it."""
+        study = self.study
+        searched = len(self.variants) > 1 or any(self._used.values())
+        endless = study.get("design") == "search" and _type(study.get("sampler")) != "grid"
+        if searched and endless and not study.get("budget"):
+            origin = (self.root.get("study") or self.root).origin
+            raise origin.error(
+                "is required for a search: {trials: 24}, or hours or flops", "study.budget"
+            )
 
     def _try(self, variant: str, first: Mapping[str, Any], name: str, value: Any) -> Resolved:
         try:
@@ -318,7 +330,8 @@ class StudyFile:
                     f" (`type` was set at {_place(parent.origin)}: maps merge, and "
                     "`{replace: …}` drops what was there before)"
                 )
-        return SpecError(message, path=error.path, file=mark.origin.file, line=mark.origin.line)
+        at = mark.last if mark.last is not None and probe == error.path else mark.origin
+        return SpecError(message, path=error.path, file=at.file, line=at.line)
 
     def _origins(
         self, spec: Mapping[str, Any], marks: Mapping[str, Mark]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -236,9 +237,13 @@ class StudySettings(Strict):
     """When the study ends; a search needs one."""
     seeds: Seeds = Seeds()
     """A seed for each source of chance."""
-    sampler: Annotated[Sampler, BeforeValidator(_type_of)] = TpeSampler(type="tpe")
+    sampler: Annotated[Sampler, BeforeValidator(_type_of, json_schema_input_type=str | Sampler)] = (
+        TpeSampler(type="tpe")
+    )
     """How a search draws: a name, or a map with `type` and the sampler's own settings."""
-    pruner: Annotated[Pruner, BeforeValidator(_type_of)] = NoPruner(type="none")
+    pruner: Annotated[Pruner, BeforeValidator(_type_of, json_schema_input_type=str | Pruner)] = (
+        NoPruner(type="none")
+    )
     """How trials are stopped early: a name, or a map with `type`."""
     constraints: dict[str, Limits] = Field(default_factory=dict)
     """Metrics to bounds, such as `cost/state_bytes: {max: 64KiB}`."""
@@ -352,6 +357,18 @@ class EarlyStop(Strict):
     """Evaluations in a row that must reach it."""
 
 
+def _saved_model(text: str, info: ValidationInfo) -> str:
+    """A folder becomes an absolute path; `STUDY/NUMBER` is looked up when training starts."""
+    folders = (info.context or {}).get("folders") or (Path(),)
+    for folder in folders:
+        candidate = folder / Path(text).expanduser()
+        if candidate.is_dir():
+            return str(candidate.resolve())
+    if text.startswith((".", "/", "~")) or not re.fullmatch(r"[^/]+/\d+", text):
+        raise SpecError(f"there is no folder {text!r}, and it is not of the form STUDY/NUMBER")
+    return text
+
+
 class TrainSettings(Strict):
     """How a trial trains. Numbers below 1 that stand for steps are shares of the budget."""
 
@@ -379,7 +396,7 @@ class TrainSettings(Strict):
     """Which parameters train."""
     lora: LoraSettings = LoraSettings()
     """Adapters of `trainable: lora`."""
-    init_from: str | None = None
+    init_from: Annotated[str, AfterValidator(_saved_model)] | None = None
     """A saved model, or `STUDY/NUMBER`, whose weights training starts from."""
     truncate: Positive | None = None
     """Segments through which the gradient flows back; by default all."""
@@ -428,7 +445,7 @@ class EvalSettings(Strict):
     generate: bool = False
     """Also let the model write its answers freely."""
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
-    """Key paths to lists of values, such as `{vars.write_steps: [1, 2, 5]}`: one evaluation each."""
+    """Key paths to lists of values, such as `{vars.write_steps: [1, 2, 5]}`."""
     points: list[dict[str, Any]] = Field(default_factory=list)
     """The sweep's evaluations as concrete specs; computed."""
 
@@ -533,6 +550,11 @@ def _check_evaluations(spec: TrialSpec) -> None:
                 f"must be `same` or a map, got {show(settings.task)}", path=f"eval.{name}.task"
             )
     study, train = spec.study, spec.train
+    if train.trainable == "memory" and not spec.model.memory:
+        raise SpecError(
+            "`memory` trains nothing, for the model has no memory; use `all`",
+            path="train.trainable",
+        )
     named = {join("study.objective", name): name for name in study.objective}
     named |= {join("study.constraints", name): name for name in study.constraints}
     if getattr(study.pruner, "on", None):
@@ -584,3 +606,10 @@ def load_study(
 ) -> StudyFile:
     """Read a study file; `overrides` are `--set` values such as `train.lr=1e-3`."""
     return StudyFile.load(path, overrides, schema=TrialSpec, find_trial=find_trial)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a study file, for editors."""
+    from memarch.studies.schema import json_schema as built
+
+    return built()
