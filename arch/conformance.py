@@ -18,7 +18,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,10 @@ def check_file(path: str | Path) -> list[CheckResult]:
         raise SpecError(
             f"{str(path)!r} registers no memory; put @memories.register('name') above its class"
         )
-    return [result for name in names for result in check_memory(memories[name])]
+    results = [result for name in names for result in check_memory(memories[name])]
+    if len(names) == 1:
+        return results
+    return [replace(result, name=f"{result.memory}: {result.name}") for result in results]
 
 
 def check_memory(
@@ -158,7 +161,9 @@ class Bench:
 
     def memory_parameters(self, model: MemarchModel) -> dict[str, Tensor]:
         """The parameters of the memory's own modules, and the write tokens that it asked for."""
-        own = {} if model.write_tokens is None else {"write_tokens": model.write_tokens}
+        own: dict[str, Tensor] = {}
+        if model.write_tokens is not None:
+            own["write_tokens"] = model.write_tokens
         return own | {
             f"{module_name}.{name}": parameter
             for module_name, module in model.named_modules()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from memarch.arch.spec import ModelSpec
 from memarch.components.errors import SpecError
@@ -15,7 +16,7 @@ SMALL_CELL = 512
 def choose_schedule(
     spec: ModelSpec, outer: Mapping[str, Memory], all_memories: Sequence[Memory], batch: int
 ) -> tuple[str, str]:
-    """The schedule's name and the reason; an explicit request that would be wrong is a SpecError."""
+    """The schedule and the reason; an explicit request that would be wrong is a SpecError."""
     whole = all(memory.whole_input for memory in all_memories)
     if spec.schedule != "auto":
         _refuse_impossible(spec, outer, all_memories)
@@ -36,12 +37,13 @@ def _refuse_impossible(
         return
     if outer:
         raise SpecError(
-            f"{spec.schedule!r} is impossible: memory {next(iter(outer))!r} carries its state from the "
-            "top of a segment to the bottom of the next; use 'sequential' or 'auto'",
+            f"{spec.schedule!r} is impossible: memory {next(iter(outer))!r} carries its state "
+            "from the top of a segment to the bottom of the next; use 'sequential' or 'auto'",
             path="model.schedule",
         )
     if spec.schedule == "layerwise":
-        for name, settings in spec.memory.items():
+        chosen: Mapping[str, Any] = spec.memory
+        for name, settings in chosen.items():
             cls = memories[settings.type].cls
             if any(isinstance(m, cls) and not m.whole_input for m in all_memories):
                 raise SpecError(

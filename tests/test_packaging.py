@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,27 @@ def test_constraints_pin_every_requirement_without_local_versions() -> None:
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     wanted = {re.match(r"[A-Za-z0-9._-]+", item)[0].lower() for item in requirements}
     assert wanted - pinned == {"triton"}
+
+
+def test_everything_imported_is_declared() -> None:
+    """No module leans on a library that only comes with another one."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = {
+        re.match(r"[A-Za-z0-9._-]+", item)[0].lower().replace("_", "-")
+        for item in project["dependencies"]
+    }
+    owners = packages_distributions()
+    undeclared = {}
+    for folder in (*FOLDERS, "memarch"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+                for top in {name.partition(".")[0] for name in names} - sys.stdlib_module_names:
+                    known = {owner.lower().replace("_", "-") for owner in owners.get(top, [top])}
+                    if top not in ("memarch", "triton", "pydantic_core") and not known & declared:
+                        undeclared[top] = str(path.relative_to(REPOSITORY))
+    assert not undeclared
 
 
 def test_the_torch_range_admits_old_and_new() -> None:
