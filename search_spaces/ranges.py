@@ -183,7 +183,7 @@ def _choice(raw: Mapping[str, Any]) -> Range:
 
 def _int(raw: Mapping[str, Any]) -> Range:
     low, high = _ends(raw["int"], "int", whole=True)
-    log, step = _log(raw, low), raw.get("step", 1)
+    log, step = _log(raw, low), _number(raw.get("step", 1))
     if not _is_number(step, whole=True) or step < 1:
         raise SpecError(f"must be an integer of at least 1, got {show(step)}", path="step")
     if log and step != 1:
@@ -193,7 +193,7 @@ def _int(raw: Mapping[str, Any]) -> Range:
 
 def _float(raw: Mapping[str, Any]) -> Range:
     low, high = _ends(raw["float"], "float")
-    log, step = _log(raw, low), raw.get("step")
+    log, step = _log(raw, low), _number(raw.get("step"))
     if step is not None and (not _is_number(step) or step <= 0):
         raise SpecError(f"must be a number above 0, got {show(step)}", path="step")
     if log and step is not None:

@@ -172,7 +172,7 @@ class Resolver:
         )
 
     def _backbone_value(self, name: str) -> Any:
-        """A value that the backbone has by default or in its config.json, though not in the file."""
+        """A value that the backbone has by default or in its config.json, but not in the file."""
         node = self.root.get("model", "backbone")
         if node is None or "model.backbone" in self._open:
             return None

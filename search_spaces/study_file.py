@@ -276,9 +276,9 @@ class StudyFile:
     def _names(self) -> dict[Path_, str]:
         """Parameter names: a var's own, else the shortest end of the key path that is unique."""
         paths = list(dict.fromkeys(path for used in self._used.values() for path in used))
-        names = {path: str(path[1]) for path in paths if path[0] == "vars"}
+        names = {path: str(path[1]) for path in paths if _is_var(path)}
         taken = {*names.values(), "variant"}
-        rest = [path for path in paths if path[0] != "vars"]
+        rest = [path for path in paths if not _is_var(path)]
         for path in rest:
             ends = (path[-length:] for length in range(1, len(path) + 1))
             names[path] = next(
@@ -566,6 +566,10 @@ def resolve_env(record: Mapping[str, Any], environment: Mapping[str, str] = os.e
         return value
 
     return walk(record, ())
+
+
+def _is_var(path: Path_) -> bool:
+    return path[0] == "vars" and len(path) == 2
 
 
 def _check_vars(root: Node) -> None:

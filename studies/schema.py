@@ -30,7 +30,7 @@ Json = dict[str, Any]
 REFERENCE: Json = {
     "type": "string",
     "pattern": r"^[$=]",
-    "description": "$name refers to a var, =hidden_size // 8 computes, $env.NAME reads the environment",
+    "description": "$name is a var, =hidden_size // 8 computes, $env.NAME is the environment's",
 }
 UNIT: Json = {
     "type": "string",
@@ -190,11 +190,12 @@ def _loosened(schema: Json, ranged: bool) -> Json:
 
 def _value(schema: Json, ranged: bool) -> Json:
     """A schema of a value, or what may stand in for it."""
-    described = {key: schema.pop(key) for key in ("description", "default") if key in schema}
+    described: Json = {key: schema.pop(key) for key in ("description", "default") if key in schema}
     options = schema["anyOf"] if set(schema) == {"anyOf"} else [schema]
     if any(_is_number(option) for option in options):
         options = [*options, {"$ref": "#/$defs/unit"}]
-    return {**described, "anyOf": [*options, *_stand_ins(ranged=ranged)]}
+    stand_ins = _stand_ins(ranged=ranged)
+    return described | {"anyOf": [*options, *stand_ins]}
 
 
 def _is_number(schema: Json) -> bool:

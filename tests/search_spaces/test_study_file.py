@@ -78,7 +78,7 @@ def at(spec: Mapping[str, Any], path: str) -> Any:
         ("train: {lr: {memory: 1e-3, backbone: 1e-4}}", "train.lr.backbone", 1e-4),
         ("train: {clip: null}", "train.clip", None),
         ("train: {betas: [0.8, 0.9]}", "train.betas", [0.8, 0.9]),
-        ("model.backbone: {replace: {type: gpt2, n_embd: 64}}", "model.backbone.n_embd", 64),
+        ("model.backbone: {replace: {type: gpt2, n_embd: 48}}", "model.backbone.n_embd", 48),
     ],
 )
 def test_values(load: Load, text: str, path: str, value: Any) -> None:
@@ -144,9 +144,8 @@ def test_vars_and_expressions(load: Load, text: str, path: str | None, value: An
 
 def test_a_var_may_be_a_whole_part(load: Load) -> None:
     file = load("vars: {mem: {type: rmt, num_tokens: {int: [1, 3]}}}\nmodel.memory: {main: $mem}")
-    assert file.space() == {"mem.num_tokens": Int(1, 3)} or list(file.space()) == ["num_tokens"]
-    name = next(iter(file.space()))
-    assert at(file.resolve("", {name: 2}).spec, "model.memory.main.num_tokens") == 2
+    assert file.space() == {"num_tokens": Int(1, 3)}
+    assert at(file.resolve("", {"num_tokens": 2}).spec, "model.memory.main.num_tokens") == 2
 
 
 def test_vars_of_the_spec_are_those_in_use(load: Load) -> None:
@@ -166,7 +165,9 @@ def test_the_environment_is_read_and_stored_unresolved(
     file = load(
         "vars: {steps: $env.STEPS}\n"
         "study: {question: say $env.QUESTION}\n"
-        "model.memory.main: {store: {type: tokens, num_tokens: $env.STEPS}, write: {type: forward}}\n"
+        "model.memory.main:\n"
+        "  store: {type: tokens, num_tokens: $env.STEPS}\n"
+        "  write: {type: forward}\n"
         "train: {budget: {steps: $steps}}\n"
     )
     resolved = file.resolve()
@@ -362,9 +363,7 @@ def test_equal_specs_have_equal_hashes(load: Load) -> None:
         "model.memory.main: {store: {type: tokens, num_tokens: $n}, write: {type: gradient}}\n"
     ).resolve()
     gradient = preset.spec["model"]["memory"]["main"]["write"]
-    assert (preset.hash == axes.hash) == (
-        gradient == axes.spec["model"]["memory"]["main"]["write"]
-    )
+    assert (preset.hash == axes.hash) == (gradient == axes.spec["model"]["memory"]["main"]["write"])
     assert load("").resolve().hash == load("train: {clip: 1}").resolve().hash
     assert load("").resolve().hash != load("train: {clip: 2}").resolve().hash
 
@@ -412,9 +411,11 @@ def test_a_sweep_becomes_concrete_points(load: Load) -> None:
 
 
 def test_an_evaluations_task_may_differ_from_training(load: Load) -> None:
-    spec = load(
-        "eval: {more: {task: {pairs: 8}}, other: {task: {type: mqar}}, wide: {task: same}}"
-    ).resolve().spec
+    spec = (
+        load("eval: {more: {task: {pairs: 8}}, other: {task: {type: mqar}}, wide: {task: same}}")
+        .resolve()
+        .spec
+    )
     assert spec["eval"]["more"]["task"] == spec["task"] | {"pairs": 8}
     assert spec["eval"]["other"]["task"]["type"] == "mqar"
     assert spec["eval"]["wide"]["task"] == "same"

@@ -1,4 +1,4 @@
-"""Every wrong file gives one clear error with file, line and key; the cases are in wrong_files.yaml."""
+"""Every wrong file gives one clear error with file, line and key: the cases of wrong_files.yaml."""
 
 from __future__ import annotations
 
