@@ -5,10 +5,10 @@ tensors with the batch first, that goes into `step` and comes out of it.
 
 | site | `x` | `inner` |
 | --- | --- | --- |
-| segment | embeddings `[B, T, D]` | the decoder stack: `inner(x, valid) -> [B, T', D]` after the final norm |
+| segment | embeddings `[B, T, D]` | the whole stack: `inner(x, valid) -> [B, T', D]`, normed |
 | layer | the layer's input `[N, T, D]` | the decoder layer: `inner(x) -> [N, T, D]` |
-| mixer | the normed input of attention `[N, T, D]` | the layer's attention: `inner(x) -> [N, T, D]`, or None |
-| attention | rotated `(q [N, H, T, d], k, v [N, Hk, T, d])` | `inner(q, k, v, mask=None) -> [N, T, H, d]` |
+| mixer | attention's normed input `[N, T, D]` | attention: `inner(x) -> [N, T, D]`, or None |
+| attention | `(q [N, H, T, d], k, v [N, Hk, T, d])` | `inner(q, k, v, mask) -> [N, T, H, d]` |
 
 Shapes: B batch, N = cells in a group * B, T tokens, D hidden, H heads, Hk key-value heads, d head.
 """
@@ -33,7 +33,9 @@ Site = Literal["segment", "layer", "mixer", "attention"]
 class Strict(BaseModel):
     """Typed settings: immutable, unknown keys refused, no silent conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
 
 class Every(Strict):
@@ -47,7 +49,9 @@ LayerChoice = Literal["all"] | list[Annotated[int, Field(ge=0)]] | Every
 
 
 class MemorySettings(Strict):
-    """What every memory's settings share. Each memory's own subclass has `type: Literal[name]`."""
+    """What every memory's settings share; each memory's own have `type: Literal[its name]`."""
+
+    type: str
 
 
 class LayeredSettings(MemorySettings):
@@ -85,7 +89,7 @@ class Segment:
     valid: Tensor
     """[N, T] bool. A row without a valid token leaves its state bit for bit."""
     first: Tensor
-    """[N] bool: nothing was written before this segment. Select by it per row, never branch on it."""
+    """[N] bool: nothing was written before. Select by it per row, never branch on it."""
     positions: Tensor
     """[1 or N, T] int: the positions that the backbone sees."""
     ids: Tensor | None = None
@@ -111,7 +115,7 @@ class Stack(Protocol):
     """Auxiliary losses `[B]` that the memory adds to the training loss."""
 
     def __call__(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """Run x `[B, T', D]` with valid `[B, T']`, None for all; the last call's layer states stay."""
+        """Run x `[B, T', D]`, valid `[B, T']` (None: all); the last call's layer states stay."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -144,13 +148,13 @@ class Memory(nn.Module, ABC):
 
     @abstractmethod
     def init_state(self, batch: int, like: Tensor) -> State:
-        """The state before the first segment: tensors `[batch, ...]`, device and dtype as `like`."""
+        """The state before the first segment: tensors `[batch, ...]`, device and type as `like`."""
 
     @abstractmethod
     def step(
         self, state: State, x: Any, inner: Callable[..., Tensor] | None, segment: Segment
     ) -> tuple[Tensor, State]:
-        """Read, run what is inside, write: `(outputs, new state)`. Pure: `state` is not modified."""
+        """Read, run what is inside, write: `(outputs, new state)`. `state` is not modified."""
 
     def reset_parameters(self) -> None:
         """Give the parameters their initial values."""

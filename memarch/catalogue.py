@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import itertools
 import sys
-import textwrap
 import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -86,7 +83,6 @@ def _state_bytes(entry: Entry[Any]) -> int | None:
 def _settings(cls: type[BaseModel], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a key. A key that holds one of several maps has their rows under `options`."""
     rows = []
-    docs = _field_docs(cls)
     for name, field in cls.model_fields.items():
         if name == "type":
             continue
@@ -98,7 +94,7 @@ def _settings(cls: type[BaseModel], defaults: Mapping[str, Any]) -> list[dict[st
             "type": " or ".join(options) if options else _type_name(field.annotation),
             "default": None if required else _default(field, given, bool(options)),
             "required": required,
-            "doc": " ".join((field.description or docs.get(name, "")).split()),
+            "doc": " ".join((field.description or "").split()),
         }
         rows.append(row | ({"options": options} if options else {}))
     return rows
@@ -159,25 +155,3 @@ def _type_name(annotation: Any) -> str:
         else:
             names.append(getattr(member, "__name__", str(member)))
     return " or ".join(dict.fromkeys(names))
-
-
-def _field_docs(cls: type[BaseModel]) -> dict[str, str]:
-    """The string under each field, of the class and its bases."""
-    docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not issubclass(base, BaseModel) or base is BaseModel:
-            continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, SyntaxError):
-            continue
-        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for statement, after in itertools.pairwise(body):
-            if (
-                isinstance(statement, ast.AnnAssign)
-                and isinstance(statement.target, ast.Name)
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-            ):
-                docs[statement.target.id] = str(after.value.value)
-    return docs

@@ -20,6 +20,9 @@ import click
 from memarch.components.errors import SpecError
 from memarch.output import WorkFailedError, document_only, emit, log
 
+QUIET = {"TQDM_DISABLE": "1", "MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_DISABLE_TELEMETRY": "true"}
+"""What keeps libraries from writing between our lines."""
+
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.\-\[\]]*=")
 
 
@@ -30,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; its exit code. Wrong input is one line on stderr, never a traceback."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars, between our lines
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         app.main(spread_assignments(arguments), prog_name="memarch", standalone_mode=False)
     except SpecError as error:

@@ -77,7 +77,6 @@ class Running:
 
     variant: str
     params: dict[str, Any]
-    started: float
     step: int = 0
     share: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -93,9 +92,10 @@ class Progress:
         self.total: int | None = None
         self.before = 0
         """Trials that were finished when this driver began."""
-        self.started = time.monotonic()
+        self.started = self.first_trial = time.monotonic()
         self.running: dict[int, Running] = {}
-        self.finished: list[dict[str, Any]] = []
+        self.finished: dict[int, dict[str, Any]] = {}
+        """By number, because finalists finish again with their test scores."""
         self.notices: list[str] = []
 
     def take(self, event: events.Event) -> None:
@@ -104,15 +104,16 @@ class Progress:
             self.name, self.path, self.objective = event.name, event.path, event.objective
             self.total, self.before = event.trials, event.finished
         elif isinstance(event, events.TrialStarted):
-            now = time.monotonic()
-            self.running[event.number] = Running(event.variant, dict(event.params), now)
+            if not self.running and not self.finished:
+                self.first_trial = time.monotonic()
+            self.running[event.number] = Running(event.variant, dict(event.params))
         elif isinstance(event, events.TrialProgress) and event.number in self.running:
             trial = self.running[event.number]
             trial.step, trial.metrics = event.step, event.metrics
             trial.share = event.share or trial.share
         elif isinstance(event, events.TrialFinished):
             self.running.pop(event.record["number"], None)
-            self.finished.append(event.record)
+            self.finished[event.record["number"]] = event.record
         elif isinstance(event, events.Notice):
             self.notices.append(event.message)
 
@@ -123,7 +124,7 @@ class Progress:
             "name": self.name,
             "state": "running",
             "objective": self.objective,
-            "trials": self.finished,
+            "trials": list(self.finished.values()),
             "best": [],
         }
 
@@ -136,7 +137,7 @@ class Progress:
         if self.total is None or not self.finished:
             return None
         under_way = sum(trial.share for trial in self.running.values())
-        pace = (time.monotonic() - self.started) / (len(self.finished) + under_way)
+        pace = (time.monotonic() - self.first_trial) / (len(self.finished) + under_way)
         return max(0.0, pace * (self.total - self.done - under_way))
 
     def summary(self) -> str:
@@ -163,9 +164,11 @@ class Progress:
         parts = [f"{record['number']:03d}", record["variant"] or "-", board.settings(record)]
         if record["state"] != "complete":
             parts.append(f"{record['state']}: {record['reason']}")
-        for metric in self.objective:
-            if board.score(record, metric) is not None:
-                parts.append(f"{metric} {board.score(record, metric):.4f}")
+        tests = [metric.replace("eval/", "test/", 1) for metric in self.objective]
+        for metric in (*self.objective, *tests):
+            value = board.score(record, metric)
+            if value is not None:
+                parts.append(f"{metric} {value:.4f}")
         for cost in ("cost/state_bytes", "cost/wall_seconds"):
             if board.score(record, cost) is not None:
                 parts.append(board.cost(record, cost))
@@ -179,6 +182,7 @@ class Lines:
         self.console = console
         self.progress = Progress()
         self.last = time.monotonic()
+        self.told: set[int] = set()
 
     def __enter__(self) -> Lines:
         return self
@@ -192,8 +196,11 @@ class Lines:
         if isinstance(event, events.StudyStarted):
             self._say(f"study {event.name} in {event.path}: the workers are starting")
         elif isinstance(event, events.TrialFinished):
+            again = event.record["number"] in self.told
+            self.told.add(event.record["number"])
             self._say(progress.row(event.record))
-            self._say(f"    {progress.summary()}")
+            if not again:
+                self._say(f"    {progress.summary()}")
         elif isinstance(event, events.Notice):
             self._say(event.message)
         elif time.monotonic() - self.last > QUIET_SECONDS and progress.running:
