@@ -1,1 +1,1 @@
-"""A spec becomes a model (backbone, memories, cost model), and the model is executed (schedules)."""
+"""A spec becomes a model (backbone, memories, cost), and the model is executed (schedules)."""

@@ -69,7 +69,7 @@ def segment_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers call: q `[N, H, T, d]`, k and v `[N, Hk, T, d]` to `([N, T, H, d], None)`."""
+    """What layers call: q `[N, H, T, d]`, k and v `[N, Hk, T, d]` to `([N, T, H, d], None)`."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return cell.attend(query, key, value, scale, dropout, sliding_window), None
 

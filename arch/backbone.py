@@ -1,6 +1,6 @@
-"""Backbones: transformers' decoder-only models, seen through the few parts that memarch runs itself.
+"""Backbones: transformers' decoder-only models, seen through the parts that memarch runs itself.
 
-The layers stay transformers' own, except that their attention is ours (`arch.attention`) and that RMS norms
+The layers stay transformers' own, except that their attention is ours and that RMS norms
 compute in the larger of float32 and the input's type (transformers rounds to float32).
 """
 
@@ -17,7 +17,6 @@ from memarch.arch.families import family_of
 from memarch.arch.spec import BackboneSpec
 from memarch.components.errors import SpecError
 from memarch.components.leaves import RMSNorm
-
 
 RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 
@@ -48,7 +47,7 @@ class Backbone:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids `[B, T]` to embeddings `[B, T, D]`, without positions."""
-        return self.embedding(ids)  # type: ignore[no-any-return]
+        return self.embedding(ids)
 
     def enter(self, x: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Embeddings and positions `[1 or B, T]` to the first layer's input and cos, sin."""
@@ -63,7 +62,7 @@ class Backbone:
 
     def leave(self, x: Tensor) -> Tensor:
         """The final norm."""
-        return self._part(self.family.norm)(x)  # type: ignore[no-any-return]
+        return self._part(self.family.norm)(x)
 
     def _part(self, path: str) -> nn.Module:
         return self.model.get_submodule(path)
@@ -143,7 +142,7 @@ def _with_our_norms(model: PreTrainedModel) -> PreTrainedModel:
             if type(child).__name__ in RMS_NORMS:
                 weight = child.weight
                 assert isinstance(weight, nn.Parameter)
-                norm = RMSNorm(weight.shape[0], eps=float(child.variance_epsilon))  # type: ignore[arg-type]
+                norm = RMSNorm(weight.shape[0], eps=float(child.variance_epsilon))
                 norm.weight = weight
                 setattr(parent, name, norm)
     return model

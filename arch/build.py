@@ -35,7 +35,7 @@ def build_model(
 
 
 def _extra_tokens(spec: ModelSpec) -> int:
-    """A bound on the tokens that memories add to one pass: prefix and suffix, controls, write tokens."""
+    """A bound on the tokens that memories add to one pass: around the segment and in its prefix."""
     counts = [getattr(settings, "num_tokens", 0) for settings in spec.memory.values()]
     controls = [
         getattr(getattr(settings, "write", None), "control_tokens", 0)

@@ -36,7 +36,11 @@ class Cell(nn.Module):
 
     def at(self, site: Site) -> list[tuple[str, Memory]]:
         """This cell's memories at a site, by name."""
-        return [(name, m) for name, m in self.memories.items() if m.site == site]
+        return [
+            (name, memory)
+            for name, memory in self.memories.items()
+            if isinstance(memory, Memory) and memory.site == site
+        ]
 
     def forward(
         self, x: Tensor, states: dict[str, State], segment: Segment
@@ -123,7 +127,9 @@ def _fold(x: Tensor, pieces: int) -> Tensor:
         return x
     heads, head_dim = x.shape[1], x.shape[3]
     return (
-        x.unflatten(2, (pieces, -1)).transpose(1, 2).reshape(-1, heads, x.shape[2] // pieces, head_dim)
+        x.unflatten(2, (pieces, -1))
+        .transpose(1, 2)
+        .reshape(-1, heads, x.shape[2] // pieces, head_dim)
     )
 
 
@@ -138,7 +144,9 @@ class MixerSlot(nn.Module):
         self, hidden_states: Tensor, *, cell: CellCall, **kwargs: Any
     ) -> tuple[Tensor, None]:
         """The layer's call of its attention."""
-        return cell.mix(hidden_states, None if self.attention is None else self._attend(cell, kwargs)), None
+        return cell.mix(
+            hidden_states, None if self.attention is None else self._attend(cell, kwargs)
+        ), None
 
     def _attend(self, cell: CellCall, kwargs: dict[str, Any]) -> Inner:
         attention = self.attention

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, state, floating-point operations. Everything is counted, nothing declared.
+"""What a model costs: parameters, state, operations. Everything is counted, nothing declared.
 
 The model runs once on tensors that have shapes and no numbers (on real ones where a memory's state
 depends on the numbers, as that of a growing cache does): state sizes are those of the
@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from memarch.arch.model import MemarchModel
+from memarch.arch.state import MemoryState
 
 T = TypeVar("T")
 
@@ -81,12 +82,16 @@ def _counted(work: Callable[[], T]) -> tuple[int, T]:
 
 
 class _FlopCounter(TorchDispatchMode):
-    """Adds up torch's own formulas. (torch's counter also tracks modules, by hooks that fail on views.)"""
+    """Adds up torch's formulas; its own counter tracks modules too, by hooks that fail on views."""
 
     flops = 0
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         formula = _FORMULAS.get(func._overloadpacket)

@@ -1,9 +1,10 @@
-"""Generation over segment borders: the open segment is read, a full one is written when a token follows.
+"""Generation over segment borders: the open segment is read, a full one written when a token comes.
 
 Rows are kept left-aligned, so that each is cut from its own first token whatever pads its prompt
 had. Before every new token the open segment is read from the state at its start; when it is full
 and another token comes, it is written and a new one opens. So greedy output equals the argmax of
-the teacher-forced logits, over any number of borders. Shapes: B rows, T segment length, V vocabulary.
+the teacher-forced logits, over any number of borders.
+Shapes: B rows, T segment length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class DecodingCache(Cache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beam search: row i goes on from what was row beam_idx[i]."""
-        assert self.state is not None and self.open_ids is not None and self.counts is not None
+        assert self.state is not None
+        assert self.open_ids is not None
+        assert self.counts is not None
         self.state = self.state.select(beam_idx)
         self.open_ids, self.counts = self.open_ids[beam_idx], self.counts[beam_idx]
 
@@ -52,7 +55,7 @@ def decode(
     memory: MemoryState | None,
     cache: DecodingCache,
 ) -> Tensor:
-    """Take in the columns of ids `[B, W]` that the cache has not seen; logits `[B, 1, V]` of the next."""
+    """Take in the columns of ids `[B, W]` that are new; logits `[B, 1, V]` of the next token."""
     with torch.inference_mode(False), torch.no_grad():
         if cache.state is None:
             _open(model, len(ids), memory, cache, ids)
@@ -79,7 +82,8 @@ def _open(
 
 def _take_in(model: MemarchModel, cache: DecodingCache, ids: Tensor, valid: Tensor) -> None:
     """Append each row's valid tokens to its open segment; write the segments that overflow."""
-    assert cache.open_ids is not None and cache.counts is not None
+    assert cache.open_ids is not None
+    assert cache.counts is not None
     order = valid.long().argsort(dim=1, descending=True, stable=True)
     ids, remaining = ids.gather(1, order), valid.sum(dim=1)
     length = cache.open_ids.shape[1]
@@ -101,7 +105,8 @@ def _take_in(model: MemarchModel, cache: DecodingCache, ids: Tensor, valid: Tens
 
 def _write(model: MemarchModel, cache: DecodingCache, rows: Tensor) -> None:
     """Write the full open segments of some rows; the other rows' states stay as they are."""
-    assert cache.open_ids is not None and cache.counts is not None
+    assert cache.open_ids is not None
+    assert cache.counts is not None
     mask = rows.unsqueeze(1).expand_as(cache.open_ids)
     cache.state = model.write(cache.open_ids, attention_mask=mask, memory=cache.state)
     cache.counts = cache.counts.masked_fill(rows, 0)
@@ -109,7 +114,9 @@ def _write(model: MemarchModel, cache: DecodingCache, rows: Tensor) -> None:
 
 def _read(model: MemarchModel, cache: DecodingCache) -> Tensor:
     """Logits `[B, 1, V]` after the last token of each row's open segment."""
-    assert cache.open_ids is not None and cache.counts is not None and cache.state is not None
+    assert cache.open_ids is not None
+    assert cache.counts is not None
+    assert cache.state is not None
     longest = int(cache.counts.max())
     ids = cache.open_ids[:, :longest]
     valid = torch.arange(longest, device=ids.device) < cache.counts.unsqueeze(1)

@@ -1,8 +1,9 @@
 """When two executors agree: the one rule by which fast paths are held to the plain one.
 
-Fast and plain results may differ by at most max(floor, 2 s), where the floor is 1e-10 in float64 and
-1e-5 in float32, and s is how much the plain result itself moves when the inputs move by one unit in
-the last place (the most of three patterns of signs), measured on the same model: what rounding alone would do to an ill-conditioned stack.
+Fast and plain results may differ by at most max(floor, 2 s), where the floor is 1e-10 in float64
+and 1e-5 in float32, and s is how much the plain result itself moves when the inputs move by one
+unit in the last place (the most of three patterns of signs), measured on the same model: what
+rounding alone would do to an ill-conditioned stack.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Results = Mapping[str, Tensor]
 def assert_agree(
     model: MemarchModel, plain: Callable[[], Results], fast: Callable[[], Results]
 ) -> None:
-    """Raise AssertionError where a tensor of `fast()` is further from `plain()`'s than the rule allows."""
+    """Raise AssertionError where a tensor of `fast()` is further from `plain()`'s than allowed."""
     expected, got = plain(), fast()
     moved = []
     for pattern in _PATTERNS:

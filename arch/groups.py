@@ -1,8 +1,8 @@
 """Groups: cells that are alike run as one, their weights stacked, their rows side by side.
 
 A group of cells (s_1, l_1) ... (s_G, l_G) is one call of transformers' own layer forward on
-`[G * B, T, D]`. The layer is a copy of the first cell's whose leaves hold weights `[G, ...]` and see
-their input as `[G, B * T, D]`; everything between the leaves is agnostic to how many rows there are.
+`[G * B, T, D]`. The layer is a copy of the first cell's whose leaves hold weights `[G, ...]` and
+see their input as `[G, B * T, D]`; what is between the leaves does not mind how many rows come.
 Parameters stay with their layers: they are stacked once a run, and autograd unbinds them.
 """
 
@@ -30,7 +30,7 @@ LEAVES: tuple[type[nn.Module], ...] = (
 
 
 class StackedLinear(nn.Module):
-    """G linear maps: `[G * B, ..., I] -> [G * B, ..., O]`, weight `[G, I, O]`, bias `[G, O]` or None."""
+    """G maps `[G * B, ..., I] -> [G * B, ..., O]`: weight `[G, I, O]`, bias `[G, O]` or None."""
 
     weight: Tensor
     bias: Tensor | None
@@ -39,7 +39,11 @@ class StackedLinear(nn.Module):
         """Each map on its share of the rows."""
         groups = self.weight.shape[0]
         rows = x.reshape(groups, -1, x.shape[-1])
-        y = rows @ self.weight if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight)
+        y = (
+            rows @ self.weight
+            if self.bias is None
+            else torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight)
+        )
         return y.view(*x.shape[:-1], -1)
 
 
@@ -56,7 +60,9 @@ class StackedLayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Each norm on its share of the rows."""
         rows = x.reshape(self.weight.shape[0], -1, x.shape[-1])
-        normed = nn.functional.layer_norm(rows, rows.shape[-1:], eps=self.eps) * self.weight.unsqueeze(1)
+        normed = nn.functional.layer_norm(
+            rows, rows.shape[-1:], eps=self.eps
+        ) * self.weight.unsqueeze(1)
         return (normed if self.bias is None else normed + self.bias.unsqueeze(1)).view_as(x)
 
 
@@ -67,7 +73,7 @@ class Group:
         self.layers = list(layers)
         self.template = _share_parameters(cells[0])
         names = [name for name, module in cells[0].named_modules() if isinstance(module, LEAVES)]
-        self._leaves: list[tuple[nn.Module, dict[str, Tensor]]] = []
+        self._leaves: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
         for name in names:
             owners = [cell.get_submodule(name) for cell in cells]
             leaf = _stacked_leaf(self.template, name)
@@ -76,7 +82,7 @@ class Group:
     def run(
         self, layers: Sequence[int], x: Tensor, states: dict[str, State], segment: Segment
     ) -> tuple[Tensor, dict[str, State]]:
-        """The cells of `layers`, a run of neighbours in this group, on `[len(layers) * B, T, D]`."""
+        """The cells of `layers`, neighbours in this group, on `[len(layers) * B, T, D]`."""
         start = self.layers.index(layers[0])
         for leaf, stacked in self._leaves:
             for key, value in stacked.items():
@@ -96,11 +102,13 @@ def group_cells(cells: Sequence[Cell]) -> list[Group]:
 
 def _signature(cell: Cell, index: int) -> object:
     """Equal for cells that one template can run; unique where a parameter has no leaf to own it."""
-    if not all(memory.groupable for memory in cell.memories.values()):  # type: ignore[union-attr]
+    if not all(memory.groupable for memory in cell.memories.values()):
         return index
     parts: list[object] = []
     for name, module in cell.named_modules():
-        own = tuple((key, value.shape, value.dtype) for key, value in module.named_parameters(recurse=False))
+        own = tuple(
+            (key, value.shape, value.dtype) for key, value in module.named_parameters(recurse=False)
+        )
         if own and not isinstance(module, LEAVES):
             return index
         plain = {
@@ -114,7 +122,7 @@ def _signature(cell: Cell, index: int) -> object:
 
 def _share_parameters(cell: Cell) -> Cell:
     shared = {id(tensor): tensor for tensor in (*cell.parameters(), *cell.buffers())}
-    return copy.deepcopy(cell, shared)  # type: ignore[arg-type]
+    return copy.deepcopy(cell, shared)
 
 
 def _stacked_leaf(template: Cell, name: str) -> nn.Module:
@@ -137,9 +145,9 @@ def _stacked_leaf(template: Cell, name: str) -> nn.Module:
     return new
 
 
-def _stack(owners: Sequence[nn.Module], key: str) -> Tensor:
-    values = [getattr(owner, key, None) for owner in owners]
-    if values[0] is None:
-        return None  # type: ignore[return-value]
+def _stack(owners: Sequence[nn.Module], key: str) -> Tensor | None:
+    if getattr(owners[0], key, None) is None:
+        return None
+    values: list[Tensor] = [getattr(owner, key) for owner in owners]
     stacked = values[0].unsqueeze(0) if len(values) == 1 else torch.stack(values)
     return stacked.mT if key == "weight" and isinstance(owners[0], nn.Linear) else stacked

@@ -15,7 +15,7 @@ import copy
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ class MemarchConfig(PretrainedConfig):
     """The model's spec (`arch.spec`) and its backbone's own config."""
 
     model_type = "memarch"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         """
         spec = spec if isinstance(spec, ModelSpec) else parse_model_spec(spec, "model")
         shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        other = copy.deepcopy(self, shared)  # type: ignore[arg-type]
+        other = copy.deepcopy(self, shared)
         if spec.backbone != self.spec.backbone or list(spec.memory) != list(self.spec.memory):
             raise SpecError("only settings of the same backbone's same memories may change")
         for name, settings in spec.memory.items():
@@ -346,11 +346,9 @@ def _build_memory(settings: Any, context: BuildContext) -> nn.Module:
     """A memory at the segment site, or one for each chosen layer."""
     cls = memories[settings.type].cls
     if cls.site == "segment":
-        return cls(settings, context)  # type: ignore[call-arg]
+        return cls(settings, context)
     layers = chosen_layers(settings.layers, context.num_layers)
-    return nn.ModuleDict(
-        {str(layer): cls(settings, _at_layer(context, layer)) for layer in layers}  # type: ignore[call-arg]
-    )
+    return nn.ModuleDict({str(layer): cls(settings, _at_layer(context, layer)) for layer in layers})
 
 
 def _at_layer(context: BuildContext, layer: int) -> BuildContext:
@@ -361,7 +359,13 @@ def chosen_layers(choice: LayerChoice, num_layers: int) -> list[int]:
     """The layers that `layers:` means in a backbone of so many."""
     if choice == "all":
         return list(range(num_layers))
-    layers = list(choice) if isinstance(choice, list) else list(range(choice.offset, num_layers, choice.every)) if isinstance(choice, Every) else []
+    layers = (
+        list(choice)
+        if isinstance(choice, list)
+        else list(range(choice.offset, num_layers, choice.every))
+        if isinstance(choice, Every)
+        else []
+    )
     wrong = [layer for layer in layers if layer >= num_layers]
     if wrong:
         raise SpecError(f"layers: the backbone has layers 0 to {num_layers - 1}, got {wrong[0]}")
@@ -395,8 +399,8 @@ def _check_composition(model: MemarchModel) -> None:
             ]
             if len(exclusive) > 1:
                 raise SpecError(
-                    f"memories {exclusive[0]!r} and {exclusive[1]!r} both stand in for the attention "
-                    f"of layer {index}; choose different `layers`",
+                    f"memories {exclusive[0]!r} and {exclusive[1]!r} both stand in for the "
+                    f"attention of layer {index}; choose different `layers`",
                     path=f"model.memory.{exclusive[1]}.layers",
                 )
 

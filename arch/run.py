@@ -63,9 +63,13 @@ class Run:
         work = []
         for index, cut in enumerate(cuts):
             last = index == len(cuts) - 1
-            item = self._enter(backbone.embed(cut.ids), cut, state, write=uniform or write_last or not last)
+            item = self._enter(
+                backbone.embed(cut.ids), cut, state, write=uniform or write_last or not last
+            )
             frozen = last and not write_last
-            work.append(replace(item, segment=replace(item.segment, answers=answers, frozen=frozen)))
+            work.append(
+                replace(item, segment=replace(item.segment, answers=answers, frozen=frozen))
+            )
             if not frozen:
                 self._count(cut, state)
         if uniform:
@@ -74,7 +78,9 @@ class Run:
         outputs, state.layers = SCHEDULES[self.schedule](cells, work, state.layers, self.truncate)
         if not answers:
             return []
-        return [backbone.leave(h[:, : cut.ids.shape[1]]) for h, cut in zip(outputs, cuts, strict=True)]
+        return [
+            backbone.leave(h[:, : cut.ids.shape[1]]) for h, cut in zip(outputs, cuts, strict=True)
+        ]
 
     def _run_nested(
         self, cuts: list[Cut], state: RunState, answers: bool, write_last: bool
@@ -85,7 +91,9 @@ class Run:
             if self.truncate is not None and index > 0 and index % self.truncate == 0:
                 state.detach()
             frozen = index == len(cuts) - 1 and not write_last
-            segment = replace(self._segment(cut, state), ids=cut.ids, answers=answers, frozen=frozen)
+            segment = replace(
+                self._segment(cut, state), ids=cut.ids, answers=answers, frozen=frozen
+            )
             stack: Stack = LayerStack(self, segment, state)
             for name, memory in reversed(self.model.outer_memories.items()):
                 stack = MemoryStack(stack, name, memory, segment, state.outer[name])
@@ -108,12 +116,12 @@ class Run:
         )
 
     def _enter(self, x: Tensor, cut: Cut, state: RunState, *, write: bool) -> Work:
-        """Embeddings to the first layer's input, with write tokens where the segment is to be written."""
+        """Embeddings to the first layer's input, with write tokens where the segment is written."""
         segment = self._segment(cut, state)
         return self.enter(x, segment, state, write=write)
 
     def enter(self, x: Tensor, segment: Segment, state: RunState, *, write: bool) -> Work:
-        """x `[B, T, D]` of the segment to the first layer's input, positions and write tokens added."""
+        """x `[B, T, D]` to the first layer's input, positions and write tokens added."""
         tokens, valid, length = self.model.write_tokens, segment.valid, x.shape[1]
         if write and tokens is not None:
             x = torch.cat([x, tokens.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
@@ -133,12 +141,14 @@ class Run:
         )
 
     def _positions(self, valid: Tensor, full: bool, state: RunState) -> Tensor:
-        """Positions `[1 or B, T]` of valid tokens, from 0 in each segment or on through the input."""
+        """Positions `[1 or B, T]` of valid tokens: from 0 in each segment, or through the input."""
         if full:
             positions = torch.arange(valid.shape[1], device=valid.device).unsqueeze(0)
         else:
             positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
-        return positions + state.tokens.unsqueeze(1) if self.model.positions == "input" else positions
+        return (
+            positions + state.tokens.unsqueeze(1) if self.model.positions == "input" else positions
+        )
 
     def _count(self, cut: Cut, state: RunState) -> None:
         valid, _ = cut.mask()
@@ -175,9 +185,7 @@ class LayerStack:
             valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         segment = replace(self.segment, valid=valid, full=full)
         item = self.run.enter(x, segment, self.state, write=not segment.frozen)
-        outputs, self.written = sequential(
-            self.run.model.cells(), [item], self.state.layers, None
-        )
+        outputs, self.written = sequential(self.run.model.cells(), [item], self.state.layers, None)
         return self.run.model.view.leave(outputs[0][:, : x.shape[1]])
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""The three orders in which the cells (segment s, layer l) of a model run. One cell function, three loops.
+"""The three orders in which a model's cells (segment s, layer l) run: one function, three loops.
 
 - sequential: segment by segment, layer by layer; S * L calls of one cell
-- diagonal: all cells with s + l = d at once; S + L - 1 grouped calls (arXiv 2506.05229). A cell needs
-  only (s, l - 1) and (s - 1, l), so this order is exact wherever no state goes from the top of one
-  segment to the bottom of the next
+- diagonal: all cells with s + l = d at once; S + L - 1 grouped calls (arXiv 2506.05229). A cell
+  needs only (s, l - 1) and (s - 1, l), so this order is exact wherever no state goes from the top
+  of one segment to the bottom of the next
 - layerwise: each layer once over the whole input; L calls. Exact wherever every memory can take
   several segments in one step, attention staying within its segment
 
@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from memarch.arch.cells import Cell, concatenate, detach_states
@@ -29,7 +28,7 @@ Result = tuple[list[Tensor], States]
 
 @dataclass(frozen=True)
 class Work:
-    """One segment for the stack of cells: the first layer's input `[B, T, D]` and what cells may know."""
+    """One segment for the cells: the first layer's input `[B, T, D]` and what cells may know."""
 
     x: Tensor
     segment: Segment
@@ -41,7 +40,7 @@ Schedule = Callable[[Sequence[Cell], Sequence[Work], States, int | None], Result
 def sequential(
     cells: Sequence[Cell], work: Sequence[Work], states: States, truncate: int | None
 ) -> Result:
-    """Segment by segment: the top layer's outputs per segment, and the layers' states at the end."""
+    """Segment by segment: each segment's top outputs, and the layers' states at the end."""
     states, outputs = list(states), []
     for s, (x, segment) in enumerate((item.x, item.segment) for item in work):
         for layer, cell in enumerate(cells):
@@ -103,7 +102,9 @@ def pad_to(item: Work, length: int) -> Work:
             segment,
             valid=_insert(segment.valid, tokens, missing),
             positions=_insert(segment.positions, tokens, missing),
-            rope=None if rope is None else (_insert(rope[0], tokens, missing), _insert(rope[1], tokens, missing)),
+            rope=None
+            if rope is None
+            else (_insert(rope[0], tokens, missing), _insert(rope[1], tokens, missing)),
             write=slice(segment.write.start + missing, segment.write.stop + missing)
             if segment.write.stop
             else segment.write,
@@ -137,7 +138,9 @@ def _run_group(
     mine = [d - layer for layer in layers]
     entering = [_enter(states[layer], s, truncate) for layer, s in zip(layers, mine, strict=True)]
     joined = {
-        name: {key: concatenate([state[name][key] for state in entering]) for key in entering[0][name]}
+        name: {
+            key: concatenate([state[name][key] for state in entering]) for key in entering[0][name]
+        }
         for name in entering[0]
     }
     x, new = group.run(
@@ -149,7 +152,8 @@ def _run_group(
         hidden[s] = x[rows]
         if not segments[s].frozen:
             states[layer] = {
-                name: {key: value[rows] for key, value in state.items()} for name, state in new.items()
+                name: {key: value[rows] for key, value in state.items()}
+                for name, state in new.items()
             }
 
 

@@ -1,4 +1,4 @@
-"""The state of a whole model: what its memories carry, explicit, batch first, on disk as safetensors."""
+"""A model's state: what its memories carry, explicit, batch first, on disk as safetensors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SEGMENTS, TOKENS = "segments_seen", "tokens_seen"
 
 
 class MemoryState(Mapping[str, Tensor]):
-    """Tensors by name, `memory.key`: `[batch, layers, ...]` for memories inside layers, else `[batch, ...]`.
+    """Tensors `memory.key`: `[batch, layers, ...]` for memories inside layers, else `[batch, ...]`.
 
-    `segments_seen` and `tokens_seen` `[batch]` count what was written: bookkeeping, no memory content.
+    `segments_seen` and `tokens_seen` `[batch]` count what was written: bookkeeping, no content.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -84,7 +84,7 @@ class MemoryState(Mapping[str, Tensor]):
 
 
 class RunState:
-    """The same content as the executors hold it: per memory at the segment site, per layer and memory."""
+    """The same content as executors hold it: by memory at the segment site, by layer and memory."""
 
     def __init__(
         self,
@@ -105,7 +105,11 @@ class RunState:
 
     def pack(self) -> MemoryState:
         """To the public form."""
-        flat = {f"{name}.{key}": value for name, state in self.outer.items() for key, value in state.items()}
+        flat = {
+            f"{name}.{key}": value
+            for name, state in self.outer.items()
+            for key, value in state.items()
+        }
         stacked: dict[str, list[Tensor]] = {}
         for layer in self.layers:
             for name, state in layer.items():
@@ -130,7 +134,10 @@ class RunState:
                 unpacked[-1][name] = {key: value[:, seen[name]] for key, value in state.items()}
                 seen[name] += 1
         return cls(
-            {name: grouped.get(name, {}) for name in outer}, unpacked, packed[SEGMENTS], packed[TOKENS]
+            {name: grouped.get(name, {}) for name in outer},
+            unpacked,
+            packed[SEGMENTS],
+            packed[TOKENS],
         )
 
 

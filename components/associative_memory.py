@@ -96,8 +96,9 @@ class AssociativeMemory(Memory):
         super().__init__()
         self.settings = settings
         self.hidden_size = context.hidden_size
-        self.writes = not isinstance(settings.write, NoWrite)
-        self.from_all = self.writes and settings.write.source == "all_tokens"
+        write = settings.write
+        self.writes = not isinstance(write, NoWrite)
+        self.from_all = not isinstance(write, NoWrite) and write.source == "all_tokens"
         # gamma is a constant for the gradient.
         self.exact_gradient = not (
             isinstance(settings.write, DeltaWrite) and settings.write.correction

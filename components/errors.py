@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class SpecError(ValueError):
-    """Wrong input by the user. The command line prints it without a traceback and exits with code 2.
+    """Wrong input by the user: the command line prints it without a traceback and exits with 2.
 
     `path` is the key path inside the document (`model.memory.main.num_tokens`); `file` and `line`
     are filled in by whoever knows the document, so that code far from any file can raise it too.
@@ -32,7 +32,7 @@ def _rebuild(message: str, path: str, file: str | None, line: int | None) -> Spe
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The tail of an error message about an unknown name: the nearest valid name, or all of them."""
+    """The tail of a message about an unknown name: the nearest valid name, or all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     listed = f"known: {', '.join(names)}" if names else "nothing is known here"

@@ -1,6 +1,6 @@
 """Feature maps phi of associative memories: keys and queries `[..., d]` to non-negative features.
 
-- `dpfp1`, `dpfp2`, `dpfp3`: deterministic parameter-free projection (Schlag et al., arXiv 2102.11174,
+- `dpfp1`, `dpfp2`, `dpfp3`: deterministic parameter-free projection (Schlag et al., 2102.11174,
   eq. 37-38): r = [relu(x); relu(-x)], phi(x) = concat over j = 1..nu of r * roll(r, j); size 2 nu d
 - `elu1`: elu(x) + 1 (Katharopoulos et al., arXiv 2006.16236, eq. 7); size d
 - `relu`: max(x, 0); size d

@@ -72,7 +72,7 @@ class GradientWrite(Strict):
     second_order_steps: Annotated[int, Field(ge=0)] | None = None
     """With `mode: second`: only the last so many steps are of second order (all by default)."""
     head: Literal["shared", "separate"] = "shared"
-    """The reconstruction loss's head: the language model's, or one of its own that starts as its copy."""
+    """Head of the reconstruction loss: the language model's, or its own that starts as a copy."""
     projection: Literal["none", "shared", "per_sample"] = "none"
     """A linear map, at first the identity, between the memory and the model."""
     control_tokens: Annotated[int, Field(ge=0)] = 0
@@ -103,9 +103,7 @@ class TokenMemory(Memory):
         type: Literal["tokens"] = "tokens"
         num_tokens: Annotated[int, Field(ge=1)] = 8
         """Memory vectors (n)."""
-        write: Annotated[ForwardWrite | GradientWrite, Field(discriminator="type")] = (
-            ForwardWrite()
-        )
+        write: Annotated[ForwardWrite | GradientWrite, Field(discriminator="type")] = ForwardWrite()
         read: PrefixRead = PrefixRead()
 
     def __init__(self, settings: Settings, context: BuildContext) -> None:
@@ -210,9 +208,11 @@ class TokenMemory(Memory):
     def reconstruction_loss(
         self, state: State, x: Tensor, stack: Stack, segment: Segment
     ) -> Tensor:
-        """Mean cross-entropy `[B]` of the segment's tokens, each predicted from what precedes it."""
+        """Mean cross-entropy `[B]` of the segment's tokens, each given what precedes it."""
         if segment.ids is None:
-            raise ValueError("a gradient write reconstructs token ids: give input_ids, not embeddings")
+            raise ValueError(
+                "a gradient write reconstructs token ids: give input_ids, not embeddings"
+            )
         hidden = self._run(stack, self._prefix(state, "write"), x, [], segment)
         hidden = hidden[:, -x.shape[1] - 1 : -1]  # position t - 1 predicts token t
         logits = self.head(hidden) if self.head is not None else stack.logits(hidden)

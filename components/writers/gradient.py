@@ -1,7 +1,7 @@
 """Gradient writer: K steps of SGD on a loss of the fast variables, per sample (GradMem).
 
-GradMem (arXiv 2603.13875, Alg. 1): M_{k+1} = M_k - alpha * clip(grad_M L(M_k)), k = 0..K-1, with the
-model's weights held fixed. What the outer loss sees of the inner loop:
+GradMem (arXiv 2603.13875, Alg. 1): M_{k+1} = M_k - alpha * clip(grad_M L(M_k)), k = 0..K-1, with
+the model's weights held fixed. What the outer loss sees of the inner loop:
 
 - `second`: everything, also how the update depends on M_k and on the weights (MAML); with
   `second_order_steps` = k only in the last k steps, the earlier ones being `first`

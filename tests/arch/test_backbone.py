@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
+
 from memarch.arch.build import build_model
 from memarch.arch.model import MemarchModel
 from memarch.components.errors import SpecError
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 
 LLAMA = LlamaConfig(
     vocab_size=31,
@@ -85,6 +86,9 @@ def test_a_separate_write_head_starts_as_the_pretrained_head(folder: Path) -> No
 
 
 def test_an_unsupported_model_is_refused_by_name() -> None:
-    spec = {"backbone": {"type": "bert", "hidden_size": 16, "num_attention_heads": 2}, "segment_length": 8}
+    spec = {
+        "backbone": {"type": "bert", "hidden_size": 16, "num_attention_heads": 2},
+        "segment_length": 8,
+    }
     with pytest.raises(SpecError, match=r"model\.backbone\.type.*bert"):
         build_model(spec, vocab_size=31)

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
 from memarch.arch.build import build_model
 from memarch.arch.model import MemarchModel
 from memarch.arch.state import MemoryState
 from memarch.components.errors import SpecError
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 VOCAB = 23
 MEMORIES: dict[str, dict[str, Any]] = {
@@ -21,7 +22,11 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "rmt": {"m": {"type": "rmt", "num_tokens": 2}},
     "gradmem": {"m": {"type": "gradmem", "num_tokens": 2, "write": {"steps": 2, "step_size": 5.0}}},
     "gradmem per sample": {
-        "m": {"type": "gradmem", "num_tokens": 2, "write": {"projection": "per_sample", "control_tokens": 1}}
+        "m": {
+            "type": "gradmem",
+            "num_tokens": 2,
+            "write": {"projection": "per_sample", "control_tokens": 1},
+        }
     },
     "armt": {"m": {"type": "armt", "d_mem": 4, "num_tokens": 2}},
     "deltanet": {"m": {"type": "deltanet", "heads": 2}},
@@ -36,7 +41,9 @@ MEMORIES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(memory: dict[str, Any], family: str = "llama", length: int = 4, **backbone: Any) -> MemarchModel:
+def build(
+    memory: dict[str, Any], family: str = "llama", length: int = 4, **backbone: Any
+) -> MemarchModel:
     given = {"type": family, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
     spec = {"backbone": given | backbone, "memory": memory, "segment_length": length}
     model = build_model(spec, vocab_size=VOCAB, seed=3).double().eval()
@@ -141,7 +148,9 @@ def test_prompts_may_be_padded_on_either_side_and_carry_several_beams() -> None:
     padded = model.generate(left, attention_mask=mask, memory=state, **settings)
     assert torch.equal(padded[:, 9:], plain[:, 6:])
     beams = model.generate(query, memory=state, num_beams=3, num_return_sequences=3, **settings)
-    alone = model.generate(query[:1], memory=state.select(torch.tensor([0])), num_beams=3, **settings)
+    alone = model.generate(
+        query[:1], memory=state.select(torch.tensor([0])), num_beams=3, **settings
+    )
     assert torch.equal(beams[:1], alone)
 
 
@@ -151,10 +160,15 @@ def test_a_saved_model_is_the_same_model(memory: str, tmp_path: Path) -> None:
     expected = model(query, context_ids=context).logits
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
-    for loaded in (MemarchModel.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)):
+    for loaded in (
+        MemarchModel.from_pretrained(tmp_path),
+        AutoModelForCausalLM.from_pretrained(tmp_path),
+    ):
         assert loaded.spec == model.spec
         loaded = loaded.double().eval()
-        torch.testing.assert_close(loaded(query, context_ids=context).logits, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            loaded(query, context_ids=context).logits, expected, rtol=1e-9, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -164,7 +178,9 @@ def test_tied_embeddings_stay_tied(family: str, tmp_path: Path) -> None:
     loaded = MemarchModel.from_pretrained(tmp_path)
     assert loaded.view.head.weight is loaded.view.embedding.weight
     ids = tokens(1, 6)
-    torch.testing.assert_close(loaded.double().eval()(ids).logits, model(ids).logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        loaded.double().eval()(ids).logits, model(ids).logits, rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -198,13 +214,16 @@ def test_inference_mode_writes_by_gradients_too(memory: str) -> None:
 def test_other_write_steps_over_the_same_parameters() -> None:
     model = build(MEMORIES["gradmem"])
     more = model.respec(
-        model.spec.canonical() | {"memory": {"m": {"type": "gradmem", "num_tokens": 2, "write": {"steps": 5}}}}
+        model.spec.canonical()
+        | {"memory": {"m": {"type": "gradmem", "num_tokens": 2, "write": {"steps": 5}}}}
     )
     assert {id(p) for p in more.parameters()} == {id(p) for p in model.parameters()}
     context = tokens(2, 4)
     assert not torch.equal(more.write(context)["m.tokens"], model.write(context)["m.tokens"])
     with pytest.raises(SpecError, match="parameters of other sizes"):
-        model.respec(model.spec.canonical() | {"memory": {"m": {"type": "gradmem", "num_tokens": 3}}})
+        model.respec(
+            model.spec.canonical() | {"memory": {"m": {"type": "gradmem", "num_tokens": 3}}}
+        )
 
 
 def test_labels_are_scored_where_they_are() -> None:
@@ -219,7 +238,10 @@ def test_labels_are_scored_where_they_are() -> None:
 
 
 def test_two_memories_cannot_stand_in_for_one_attention() -> None:
-    memory = {"a": {"type": "deltanet", "heads": 2}, "b": {"type": "deltanet", "heads": 2, "layers": [1]}}
+    memory = {
+        "a": {"type": "deltanet", "heads": 2},
+        "b": {"type": "deltanet", "heads": 2, "layers": [1]},
+    }
     with pytest.raises(SpecError, match="both stand in for the attention of layer 1"):
         build(memory)
 

@@ -8,17 +8,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from memarch.arch.build import build_model
 from memarch.arch.exactness import assert_agree, results
 from memarch.arch.model import MemarchModel
 from memarch.components.errors import SpecError
-from torch import Tensor
 
 MEMORIES: dict[str, dict[str, Any]] = {
     "none": {},
     "armt": {"a": {"type": "armt", "d_mem": 4, "num_tokens": 2}},
     "armt all tokens": {"a": {"type": "armt", "d_mem": 4, "write": {"source": "all_tokens"}}},
-    "hebbian": {"a": {"type": "armt", "d_mem": 4, "feature_map": "elu1", "write": {"type": "hebbian"}}},
+    "hebbian": {
+        "a": {"type": "armt", "d_mem": 4, "feature_map": "elu1", "write": {"type": "hebbian"}}
+    },
     "deltanet": {"d": {"type": "deltanet", "heads": 2}},
     "gated_deltanet beside": {"d": {"type": "gated_deltanet", "heads": 2, "beside": True}},
     "full_attention": {"k": {"type": "full_attention"}},
@@ -36,7 +39,9 @@ MEMORIES: dict[str, dict[str, Any]] = {
 FAMILIES = ["llama", "gpt2", "gpt_neox", "qwen3"]
 
 
-def build(memory: dict[str, Any], family: str = "llama", layers: int = 3, **model: Any) -> MemarchModel:
+def build(
+    memory: dict[str, Any], family: str = "llama", layers: int = 3, **model: Any
+) -> MemarchModel:
     backbone: dict[str, Any] = {
         "type": family,
         "hidden_size": 16,
@@ -76,7 +81,9 @@ def check(model: MemarchModel, ids: Tensor, mask: Tensor | None = None) -> None:
     plain = in_order(model, "sequential")
     for schedule in possible(model):
         fast = in_order(model, schedule)
-        assert_agree(model, lambda: results(plain, ids, mask), lambda fast=fast: results(fast, ids, mask))
+        assert_agree(
+            model, lambda: results(plain, ids, mask), lambda fast=fast: results(fast, ids, mask)
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor
+
 from memarch.arch.build import build_model
 from memarch.arch.model import MemarchModel
 from memarch.arch.run import Run
 from memarch.arch.state import RunState
-from safetensors import safe_open
-from torch import Tensor
 
 FOLDER = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-9
@@ -44,7 +45,9 @@ def assert_equal(name: str, ours: Tensor, theirs: Tensor) -> None:
     assert error <= TOLERANCE, f"{name}: relative error {error:.2e}"
 
 
-def build(golden: Golden, memory: dict[str, Any], segment_length: int, schedule: str = "auto") -> MemarchModel:
+def build(
+    golden: Golden, memory: dict[str, Any], segment_length: int, schedule: str = "auto"
+) -> MemarchModel:
     config = golden.config
     backbone = {
         "type": "llama",
@@ -57,7 +60,12 @@ def build(golden: Golden, memory: dict[str, Any], segment_length: int, schedule:
         "rms_norm_eps": config["rms_norm_eps"],
         "tie_word_embeddings": False,
     }
-    spec = {"backbone": backbone, "memory": {"m": memory}, "segment_length": segment_length, "schedule": schedule}
+    spec = {
+        "backbone": backbone,
+        "memory": {"m": memory},
+        "segment_length": segment_length,
+        "schedule": schedule,
+    }
     return build_model(spec).double()
 
 
@@ -207,7 +215,9 @@ def test_gradmem_reproduces_the_authors_tensors(name: str, monkeypatch: pytest.M
 
     run = Run(model, "sequential")
     state = model._fresh(len(context))
-    _, state = run.over(context, context != config["pad_token_id"], state, answers=False, write_last=True)
+    _, state = run.over(
+        context, context != config["pad_token_id"], state, answers=False, write_last=True
+    )
     assert_equal("memory", state.outer["m"]["tokens"], golden["memory"])
     logits = read_from_memory(model, state, query, monkeypatch)
     assert_equal("logits", logits, golden["logits"])
@@ -219,7 +229,9 @@ def test_gradmem_reproduces_the_authors_tensors(name: str, monkeypatch: pytest.M
     check_gradients(model, names, golden)
 
 
-@pytest.mark.parametrize("name", ["rmt_two_segment_forward_write", "rmt_two_segment_repeated_write"])
+@pytest.mark.parametrize(
+    "name", ["rmt_two_segment_forward_write", "rmt_two_segment_repeated_write"]
+)
 def test_rmt_reproduces_the_authors_tensors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     golden = Golden(name)
     config = golden.config
