@@ -49,21 +49,17 @@ class Samples:
             np.full(len(queries), self.answer_start),
         )
 
-    def columns(self) -> dict[str, list[Any]]:
-        """The columns of a data set's rows."""
-        samples, queries, _ = self.queries.shape
-        names = list(self.tags)
-        tags = [dict(zip(names, row, strict=True)) for row in zip(*self._tag_rows(), strict=True)]
+    def columns(self, size: int) -> dict[str, list[Any]]:
+        """The columns of a data set's rows, for the first `size` samples."""
+        queries = self.queries[:size]
+        tags = zip(*(values[:size].tolist() for values in self.tags.values()), strict=True)
         return {
-            "context_ids": self.contexts.tolist(),
-            "query_ids": self.queries.tolist(),
-            "answer_start": [[self.answer_start] * queries] * samples,
-            "guess_seen": self.guess_seen.tolist(),
-            "tags": tags,
+            "context_ids": self.contexts[:size].tolist(),
+            "query_ids": queries.tolist(),
+            "answer_start": [[self.answer_start] * queries.shape[1]] * len(queries),
+            "guess_seen": self.guess_seen[:size].tolist(),
+            "tags": [dict(zip(self.tags, row, strict=True)) for row in tags],
         }
-
-    def _tag_rows(self) -> Iterator[list[list[int]]]:
-        return (values.tolist() for values in self.tags.values())
 
 
 class GeneratedTask(Task):
@@ -87,9 +83,9 @@ class GeneratedTask(Task):
         columns: dict[str, list[Any]] = {}
         for index in range(-(-size // BLOCK)):
             block = self.generate(stream(seed, split, index, purpose=1), BLOCK)
-            for name, values in block.columns().items():
+            for name, values in block.columns(size - index * BLOCK).items():
                 columns.setdefault(name, []).extend(values)
-        return Dataset.from_dict({name: values[:size] for name, values in columns.items()})
+        return Dataset.from_dict(columns)
 
     def batches(
         self, split: Split, batch_size: int, seed: int, start: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,14 @@ from memarch.studies.tasks.generated import chance_of
 from memarch.studies.tasks.mqar import power_law
 
 
-def texts(task: Task, number: int = 0, size: int = 1, seed: int = 1) -> tuple[str, list[str]]:
-    """A sample's context, and its queries with a bar before the answer."""
-    row = task.dataset("validation", size, seed)[number]
-    queries = [
-        f"{task.decode(ids[:start])} -> {task.decode(ids[start:])}"
-        for ids, start in zip(row["query_ids"], row["answer_start"], strict=True)
-    ]
-    return task.decode(row["context_ids"]), queries
+def texts(task: Task, size: int) -> Iterator[tuple[str, list[str]]]:
+    """Contexts of samples, and their queries with an arrow before the answer."""
+    for row in task.dataset("validation", size, seed=1):
+        queries = [
+            f"{task.decode(ids[:start])} -> {task.decode(ids[start:])}"
+            for ids, start in zip(row["query_ids"], row["answer_start"], strict=True)
+        ]
+        yield task.decode(row["context_ids"]), queries
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def texts(task: Task, number: int = 0, size: int = 1, seed: int = 1) -> tuple[st
     ],
 )
 def test_formats(settings: dict[str, Any], context: str, queries: list[str]) -> None:
-    assert texts(build_task(settings)) == (context, queries)
+    assert list(texts(build_task(settings), 1)) == [(context, queries)]
 
 
 def test_the_paper_has_seventy_characters() -> None:
@@ -101,7 +102,7 @@ def test_lengths_and_alphabet_of_keys_and_values() -> None:
             "pairs": 27,
         }
     )
-    context, _ = texts(task)
+    context, _ = next(texts(task, 1))
     assert re.fullmatch(r"(![xyz]{3}:[xyz]!){27}\|", context)
     assert len(set(re.findall(r"!(...):", context))) == 27
 
@@ -130,15 +131,13 @@ def test_filler_is_told_apart_from_pairs() -> None:
 
 def test_remember_has_unique_keys_and_rewrite_asks_for_the_latest_value() -> None:
     remember = build_task({"type": "associative_retrieval", "key_size": 1, "pairs": 16})
-    for number in range(20):
-        context, _ = texts(remember, number, size=20)
+    for context, _ in texts(remember, 20):
         assert len(set(re.findall(r"(.):.,", context))) == 16
     rewrite = build_task(
         {"type": "associative_retrieval", "mode": "rewrite", "pairs": 30, "queries": 4}
     )
     overwritten = 0
-    for number in range(50):
-        context, queries = texts(rewrite, number, size=50)
+    for context, queries in texts(rewrite, 50):
         pairs = re.findall(r"(.):(.),", context)
         keys = []
         for query in queries:
@@ -160,8 +159,7 @@ def test_rewrite_asks_again_where_there_are_too_few_keys() -> None:
             "queries": 5,
         }
     )
-    for number in range(20):
-        context, queries = texts(task, number, size=20)
+    for context, queries in texts(task, 20):
         latest = dict(re.findall(r"(.):(.),", context))
         assert len(queries) == 5
         assert {query.split("- -> ")[0] for query in queries} <= set(latest)
@@ -180,7 +178,7 @@ def test_age_in_rewrite_is_that_of_the_latest_value() -> None:
 
 def test_mqar_asks_for_every_key_unless_told() -> None:
     task = build_task({"type": "mqar", "pairs": 5})
-    context, queries = texts(task)
+    context, queries = next(texts(task, 1))
     keys = [query.split()[0] for query in queries]
     assert sorted(keys) == sorted(word for word in context.split() if word[0] == "k")
 
@@ -227,7 +225,7 @@ def test_symbols_are_tokens_of_a_pretrained_backbone() -> None:
     own = build_task({"type": "associative_retrieval"})
     task = build_task({"type": "associative_retrieval"}, tokenizer=tokenizer)
     assert (task.vocab_size, task.pad_id) == (500, 7)
-    assert texts(task) == texts(own)
+    assert list(texts(task, 3)) == list(texts(own, 3))
     assert min(task.dataset("test", 1, 0)[0]["context_ids"]) >= 100
 
 
