@@ -76,6 +76,8 @@ def _hours(value: object) -> object:
     return value if seconds is None else seconds / 3600
 
 
+COMPUTED: dict[str, Any] = {"computed": True}
+"""`Field(json_schema_extra=COMPUTED)`: a key that is filled in, not given."""
 LocalPath = Annotated[str, AfterValidator(_existing)]
 """An existing file or folder, relative to the file that names it or to the current folder."""
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
@@ -118,7 +120,7 @@ def _spec_error(
     if kind == "extra_forbidden" and owner is not None:
         name = str(where[-1])
         return SpecError(
-            f"unknown key {name!r}{_of(owner)}; {did_you_mean(name, owner.model_fields)}",
+            f"unknown key {name!r}{_of(owner)}; {did_you_mean(name, _given(owner))}",
             path=join(path, *where),
         )
     if isinstance(cause, SpecError):
@@ -195,6 +197,12 @@ _EXPECTED = {
     "model_attributes_type": "a map",
     "none_required": "null",
 }
+
+
+def _given(owner: type[BaseModel]) -> list[str]:
+    """The keys that a user may give: not those marked as computed."""
+    fields = owner.model_fields.items()
+    return [name for name, info in fields if info.json_schema_extra != COMPUTED]
 
 
 def _of(owner: type[BaseModel]) -> str:

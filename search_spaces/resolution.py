@@ -37,6 +37,8 @@ _REFERENCE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 RANGED = ("vars", "task", "model", "train")
 """Sections in which ranges may stand."""
 
+DRAWN = " (drawn from this range)"
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -70,15 +72,18 @@ class Resolver:
         self.unresolved: dict[str, str] = {}
         """Texts with `$env.NAME`, by key path."""
         self._open: list[str] = []
+        self._section = ""
 
     def run(self, sections: tuple[str, ...]) -> dict[str, Any]:
         """The plain values of the sections."""
         self.marks[""] = Mark(self.root.origin, str(self.root.origin))
-        return {
-            name: self.value(node, (name,), (name,))
-            for name in sections
-            if (node := self.root.get(name)) is not None
-        }
+        values = {}
+        for name in sections:
+            node = self.root.get(name)
+            if node is not None:
+                self._section = name
+                values[name] = self.value(node, (name,), (name,))
+        return values
 
     def value(self, node: Node, written: Path_, path: Path_, note: str = "") -> Any:
         """The value of a node written at one path and used at another (equal but for `$name`)."""
@@ -161,10 +166,18 @@ class Resolver:
                 return self._beside(node, found, origin, path)
         value = self._backbone_value(name)
         if value is None:
-            variables = self.root.get("vars")
-            known = list(variables.value) if variables is not None and variables.is_map else []
-            raise SpecError(f"there is no var or value {name!r} here; {did_you_mean(name, known)}")
+            raise SpecError(f"there is no var or value {name!r} here; {self._near(name, scopes)}")
         return value
+
+    def _near(self, name: str, scopes: list[Path_]) -> str:
+        """The nearest of all names that an expression could have used, else the vars."""
+        places = [*scopes, ("vars",), ("model", "backbone"), ("model",)]
+        nodes = [node for place in places if (node := self.root.get(*place)) is not None]
+        names = {str(key) for node in nodes if node.is_map for key, _ in node.children()}
+        near = did_you_mean(name, names)
+        variables = self.root.get("vars")
+        known = list(variables.value) if variables is not None and variables.is_map else []
+        return near.split(" (")[0] if near.startswith("did") else did_you_mean(name, known)
 
     def _beside(self, node: Node, found: Path_, origin: Origin, path: Path_) -> Any:
         return self._once(
@@ -196,12 +209,16 @@ class Resolver:
     # Ranges
 
     def _draw(self, node: Node, written: Path_, path: Path_, note: str) -> Any:
+        if self._section in ("study", "resources") or "sweep" in path[:3]:
+            raise node.origin.error(
+                "a searched value cannot be used here, where all trials must agree", join(*path)
+            )
         known = self.read_range(node, written, path)
         self.used[written] = known
         name = self.names.get(written, join(*written))
         if self.draws is None:
             return _first(known)
-        note = note or " (drawn from this range)"
+        note = note or DRAWN
         self.marks[join(*path)] = Mark(node.origin, "draw", note, leaf=True)
         if name not in self.draws:
             raise node.origin.error(

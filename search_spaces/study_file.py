@@ -26,7 +26,7 @@ from memarch.components.plugins import load_plugins
 from memarch.search_spaces.document import Node, Origin, node_of, read_file
 from memarch.search_spaces.patches import expand, merge, nest, parse_override
 from memarch.search_spaces.ranges import Range
-from memarch.search_spaces.resolution import Mark, Path_, Resolver, refuse_ranges
+from memarch.search_spaces.resolution import DRAWN, Mark, Path_, Resolver, refuse_ranges
 
 _FRAME = ("vars", "variants", "extends", "plugins")
 _VARIED = ("vars", "task", "model", "train", "eval", "resources")
@@ -173,7 +173,9 @@ class StudyFile:
         self._add_points(spec, variant, draws, patches, resolver)
         self._add_stages(spec, variant, draws, patches, resolver)
         record = _restored(spec, resolver.unresolved)
-        counted = {name: record.get(name) for name in _COUNTED} | {"seeds": spec["study"]["seeds"]}
+        counted = {name: record.get(name) for name in _COUNTED} | {
+            "seeds": {kind: spec["study"]["seeds"][kind] for kind in ("model", "data")}
+        }
         text = json.dumps(counted, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
         return Resolved(variant, dict(draws), spec, record, origins, digest, resolver.marks, self)
@@ -220,7 +222,7 @@ class StudyFile:
         try:
             return self.resolve(variant, {**first, name: value})
         except SpecError as error:
-            message = f"{error.message} (with {name}={show(value)})"
+            message = f"{error.message.removesuffix(DRAWN)} (with {name}={show(value)})"
             raise SpecError(message, path=error.path, file=error.file, line=error.line) from None
 
     def _check_finite(self, variant: str) -> None:
@@ -323,7 +325,8 @@ class StudyFile:
             return SpecError(error.message, path=error.path, file=str(self.path))
         message = error.message + mark.note
         parent = marks.get(join(probe.rpartition(".")[0], "type"))
-        if message.startswith("unknown key") and parent and parent.origin != mark.origin:
+        unknown = message.startswith("unknown key") and "did you mean" not in message
+        if unknown and parent and parent.origin != mark.origin:
             aside = parent.origin.file != mark.origin.file or parent.source != mark.source
             if aside and (parent.origin.source or mark.origin.source):
                 message += (
@@ -622,7 +625,8 @@ def _put(place: Any, keys: Sequence[str], text: str) -> None:
 
 def _as_written(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's spec without what `resolve` computed."""
-    sections = {name: spec[name] for name in ("task", "model", "train", "eval", "resources")}
+    names = ("task", "model", "train", "eval", "resources", "plugins")
+    sections = {name: spec[name] for name in names if name in spec}
     plain = json.loads(json.dumps(sections))
     for settings in plain["eval"].values():
         settings.pop("points", None)

@@ -23,12 +23,13 @@ from pydantic import (
 )
 from pydantic_core.core_schema import SerializerFunctionWrapHandler, ValidationInfo
 
-from memarch.arch.settings import Hours, Seconds, join, parse, show
+from memarch.arch.settings import COMPUTED, Hours, Seconds, join, parse, show
 from memarch.arch.spec import ModelSpec, Name, normalize_component
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.components.memory import Strict as _Strict
-from memarch.search_spaces.study_file import FindTrial, StudyFile
+from memarch.search_spaces.study_file import StudyFile
 from memarch.studies.stages import CHANGEABLE_TRAIN_KEYS
+from memarch.studies.store import find_spec
 from memarch.studies.tasks.base import TaskSettings, tasks
 
 Positive = Annotated[int, Field(ge=1)]
@@ -446,7 +447,7 @@ class EvalSettings(Strict):
     """Also let the model write its answers freely."""
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     """Key paths to lists of values, such as `{vars.write_steps: [1, 2, 5]}`."""
-    points: list[dict[str, Any]] = Field(default_factory=list)
+    points: list[dict[str, Any]] = Field(default_factory=list, json_schema_extra=COMPUTED)
     """The sweep's evaluations as concrete specs; computed."""
 
 
@@ -602,9 +603,16 @@ def _default_objective(spec: TrialSpec) -> dict[str, str]:
 
 
 def load_study(
-    path: str | Path, overrides: Sequence[str] = (), *, find_trial: FindTrial | None = None
+    path: str | Path, overrides: Sequence[str] = (), *, storage: str | Path | None = None
 ) -> StudyFile:
-    """Read a study file; `overrides` are `--set` values such as `train.lr=1e-3`."""
+    """Read a study file; `overrides` are `--set` values such as `train.lr=1e-3`.
+
+    `storage` is where `extends: {study: NAME, trial: best}` looks the study up.
+    """
+
+    def find_trial(name: str, trial: int | str) -> Mapping[str, Any]:
+        return find_spec(storage, name, trial)
+
     return StudyFile.load(path, overrides, schema=TrialSpec, find_trial=find_trial)
 
 
