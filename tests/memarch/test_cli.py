@@ -1,0 +1,261 @@
+"""The command line: help, exit codes, one JSON document, no heavy imports where none is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from memarch import cli
+from memarch.output import document_only
+
+Run = Callable[..., tuple[int, str, str]]
+
+TINY = """
+study: {name: tiny, budget: {trials: 2}, objective: {eval/kv/exact_match: maximize}}
+task: {type: kv_retrieval, pairs: 2, format: compact}
+model:
+  backbone: {type: llama, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}
+  memory: {main: {type: rmt, num_tokens: 2}}
+  segment_length: 8
+train: {budget: {steps: 2}, batch_size: 4}
+eval: {kv: {size: 8}}
+"""
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def commands(group: object = cli.app, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        path = (*prefix, name)
+        found.append(path)
+        if hasattr(command, "commands"):
+            found += commands(command, path)
+    return found
+
+
+@pytest.mark.parametrize("path", commands(), ids=" ".join)
+def test_help_says_what_a_command_does_and_shows_an_example(
+    path: tuple[str, ...], run: Run
+) -> None:
+    code, out, _ = run(*path, "--help")
+    assert code == 0
+    assert f"memarch {' '.join(path)}" in out.split("\n", 1)[1], "an example of the command"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["studdy"], "did you mean 'study'?"),
+        (["study", "shwo"], "did you mean 'show'?"),
+        (["validate"], "Missing argument"),
+        (["validate", "--sett", "a=1"], "No such option"),
+        (["new", "thing", "x"], "thing"),
+        (["validate", "nowhere.yaml"], "nowhere.yaml"),
+        (["check", "nowhere.py"], "no such file: nowhere.py"),
+        (["components", "rmtt"], "did you mean 'rmt'?"),
+        (["ui", "--storage", "nowhere"], "no MLflow data"),
+        (["train", "nowhere.yaml"], "nowhere.yaml"),
+        (["eval", "nowhere", "nowhere.yaml"], "neither a folder nor STUDY/NUMBER"),
+        (["study", "run", "nowhere.yaml"], "nowhere.yaml"),
+        (["study", "resume", "nowhere", "--storage", "nowhere"], "no study 'nowhere'"),
+    ],
+)
+def test_wrong_input_is_code_2_and_one_message(
+    arguments: list[str], says: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_study_names_the_nearest(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "studies" / "quickstart"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text('{"state": "complete", "objective": {"a": "maximize"}}')
+    code, _, err = run("study", "show", "quickstrat", "--storage", tmp_path)
+    assert code == 2
+    assert "did you mean 'quickstart'?" in err
+
+
+def test_failed_work_is_code_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr("memarch.studies.store.list_studies", fail)
+    code, out, err = run("study", "list")
+    assert (code, out) == (1, "")
+    assert "the disk is full" in err
+
+
+def test_one_set_takes_several_values() -> None:
+    given = [
+        "study",
+        "run",
+        "a.yaml",
+        "--set",
+        "resources.gpus=1",
+        "train.precision=bf16",
+        "--json",
+    ]
+    flags = ["--set", "resources.gpus=1", "--set", "train.precision=bf16"]
+    assert cli.spread_assignments(given) == ["study", "run", "a.yaml", *flags, "--json"]
+    assert cli.spread_assignments(["--set", "a=1", "b.yaml"]) == ["--set", "a=1", "b.yaml"]
+
+
+def test_storage_comes_from_the_option_the_environment_or_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEMARCH_STORAGE", raising=False)
+    assert str(tmp_path / "runs") in run("study", "list")[1].replace("\n", "")
+    monkeypatch.setenv("MEMARCH_STORAGE", str(tmp_path / "b"))
+    assert str(tmp_path / "b") in run("study", "list")[1].replace("\n", "")
+    listed = run("study", "list", "--storage", tmp_path / "c")[1]
+    assert str(tmp_path / "c") in listed.replace("\n", "")
+
+
+def test_json_is_the_only_thing_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    with document_only(True):
+        print("from python")
+        subprocess.run(["echo", "from a child process"], check=True)
+    print("{}")
+    out, err = capfd.readouterr()
+    assert out == "{}\n"
+    assert "from python" in err
+    assert "from a child process" in err
+
+
+def test_validate_says_what_is_searched(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY)
+    code, out, _ = run("validate", file, "--json", "--set", "train.lr={choice: [0.1, 0.2]}")
+    assert code == 0
+    document = json.loads(out)
+    assert document["valid"] is True
+    assert document["variants"] == {"": ["lr"]}
+
+
+def test_components_have_the_documented_shape(run: Run) -> None:
+    _, out, _ = run("components", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    keys = {"name", "kind", "recurrence", "paper", "settings", "state_bytes"}
+    assert all(keys <= set(row) for row in rows.values())
+    assert rows["rmt"]["recurrence"] == "per_segment"
+    assert rows["armt"]["recurrence"] == "per_layer"
+    assert rows["rmt"]["state_bytes"] == 8 * 64 * 4, "8 tokens of 64 floats"
+    assert rows["kv_retrieval"]["kind"] == "task"
+    undocumented = [
+        f"{name}.{setting['name']}"
+        for name, row in rows.items()
+        for setting in row["settings"]
+        if not setting["doc"] and "options" not in setting
+    ]
+    assert not undocumented
+
+
+def test_a_component_is_explained_with_its_equations(run: Run) -> None:
+    _, out, _ = run("components", "gradmem")
+    assert "2603.13875" in out
+    assert "grad L(M_k)" in out
+    assert "write.step_size" in out
+
+
+def test_plan_has_sizes_schedule_origins_and_an_estimate(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY.replace("num_tokens: 2", "num_tokens: {choice: [2, 4]}"))
+    code, out, _ = run("plan", file, "--json", "--set", "train.lr=0.01")
+    assert code == 0
+    document = json.loads(out)
+    (row,) = document["variants"]
+    assert {"name", "parameters", "flops_per_token", "reason"} <= set(row)
+    assert (row["state_bytes"], row["state_floats"]) == (4 * 16 * 4, 4 * 16)
+    assert row["smallest"]["state_bytes"] == 2 * 16 * 4
+    assert row["schedule"] == "sequential"
+    origins = document["origins"][""]
+    assert origins["train.lr"] == {"value": 0.01, "origin": "--set"}
+    assert origins["model.segment_length"]["origin"].endswith("tiny.yaml:7")
+    assert origins["model.memory.main.num_tokens"] == {"value": 4, "origin": "draw"}
+    assert origins["train.accumulate"]["origin"] == "default"
+    assert [each["which"] for each in document["measured"]] == ["smallest", "largest"]
+    assert document["estimate"]["seconds"][1] > 0
+    assert document["trials"] == 2
+
+
+def test_train_then_eval(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(TINY)
+    code, out, err = run("train", "tiny.yaml", "--json")
+    assert code == 0, err
+    trained = json.loads(out)
+    assert set(trained) == {"metrics", "spec", "path"}
+    assert Path(trained["path"], "model.safetensors").is_file()
+    assert trained["metrics"]["cost/state_bytes"] == 2 * 16 * 4
+    code, out, err = run("train", "tiny.yaml", "--json")
+    assert (code, json.loads(out)["metrics"]) == (0, trained["metrics"])
+    assert "trained already" in err
+    code, out, err = run("eval", trained["path"], "tiny.yaml", "--json")
+    assert code == 0, err
+    metric = "eval/kv/exact_match"
+    assert json.loads(out)["metrics"][metric] == trained["metrics"][metric]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("num_tokens: 2", "num_tokens: {choice: [2, 4]}"), "the file searches num_tokens"),
+        (("task:", "variants: {a: {}, b: {train.lr: 0.1}}\ntask:"), "choose one with --variant"),
+    ],
+)
+def test_train_wants_one_model(
+    change: tuple[str, str], says: str, run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY.replace(*change))
+    code, _, err = run("train", file, "--storage", tmp_path)
+    assert code == 2
+    assert says in err
+
+
+LIGHT = [["--help"], ["study", "list"], ["--version"]]
+CHECKS = [["validate", "tiny.yaml"], ["schema"], ["components"]]
+
+
+@pytest.mark.parametrize("arguments", [*LIGHT, *CHECKS], ids=" ".join)
+def test_quick_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    code = (
+        "import sys; from memarch import cli; code = cli.run(sys.argv[1:]);"
+        "print(code, *sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    code_, *loaded = ended.stderr.splitlines()[-1].split()
+    assert code_ == "0", ended.stderr
+    heavy = {"transformers", "optuna", "ray", "mlflow", "datasets", "peft", "pandas", "scipy"}
+    if arguments in LIGHT:
+        heavy |= {"torch", "numpy", "pydantic"}
+    assert not heavy & set(loaded)
