@@ -1,9 +1,9 @@
 """What a model costs: parameters, state, operations. Everything is counted, nothing declared.
 
-The model runs once on tensors that have shapes and no numbers (on real ones where a memory's state
-depends on the numbers, as that of a growing cache does): state sizes are those of the
-tensors that come out of `write`, operations those that torch's counter sees (matrix products and
-attention; a multiply-add is two). For one sample with a context of C and a query of Q tokens:
+The model runs once, a large one on tensors that have shapes and no numbers (unless a memory's state
+depends on the numbers, as that of a growing cache does): state sizes are those of the tensors that
+come out of `write`, operations those that torch's counter sees (matrix products and attention; a
+multiply-add is two). For one sample with a context of C and a query of Q tokens:
 
     cost/parameters             numbers in the model, shared ones once
     cost/state_bytes            bytes of the state after the context, cost/state_floats its numbers
@@ -16,6 +16,7 @@ attention; a multiply-add is two). For one sample with a context of C and a quer
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +30,8 @@ from memarch.arch.state import MemoryState
 
 T = TypeVar("T")
 
+SMALL = 10**9
+"""Parameters times tokens up to which a model runs on real tensors: about a second on one core."""
 
 _aten = torch.ops.aten
 _FORMULAS = flop_registry | {
@@ -44,13 +47,16 @@ _FORMULAS = flop_registry | {
 def measure(model: MemarchModel, *, context_length: int, query_length: int) -> dict[str, float]:
     """The figures above for a context of `context_length` tokens (0: none) and a query."""
     tokens = max(1, context_length + query_length)
+    parameters = sum(p.numel() for p in model.parameters())
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        # Shapes alone cost a millisecond an operation, more than a small model's numbers do.
+        large = parameters * tokens > SMALL
+        with FakeTensorMode(allow_non_fake_inputs=True) if large else nullcontext():
             write, read, train, state = _run(model, context_length, query_length)
     except DataDependentOutputException:
         write, read, train, state = _run(model, context_length, query_length)
     return {
-        "cost/parameters": float(sum(p.numel() for p in model.parameters())),
+        "cost/parameters": float(parameters),
         "cost/state_bytes": float(state.nbytes),
         "cost/state_floats": float(state.numel),
         "cost/flops_write": float(write),
