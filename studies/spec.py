@@ -603,17 +603,15 @@ def _default_objective(spec: TrialSpec) -> dict[str, str]:
 
 
 def load_study(
-    path: str | Path, overrides: Sequence[str] = (), *, storage: str | Path | None = None
+    path: str | Path, overrides: Sequence[str] = (), *, find_trial: FindTrial | None = None
 ) -> StudyFile:
     """Read a study file; `overrides` are `--set` values such as `train.lr=1e-3`.
 
-    `storage` is where `extends: {study: NAME, trial: best}` looks the study up.
+    `find_trial` looks up what `extends: {study: NAME, trial: best}` names, by default in the
+    usual storage folder.
     """
-
-    def find_trial(name: str, trial: int | str) -> Mapping[str, Any]:
-        return find_spec(storage, name, trial)
-
-    return StudyFile.load(path, overrides, schema=TrialSpec, find_trial=find_trial)
+    found = find_trial or (lambda name, trial: find_spec(None, name, trial))
+    return StudyFile.load(path, overrides, schema=TrialSpec, find_trial=found)
 
 
 def json_schema() -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from memarch.components.errors import SpecError
 from memarch.search_spaces.ranges import Choice, Float, Int, Subset
 from memarch.search_spaces.study_file import StudyFile, resolve_env
-from memarch.studies.spec import TrialSpec, load_study
+from memarch.studies.spec import load_study
 
 GOOD = """
 study: {name: good, budget: {trials: 4}}
@@ -347,13 +347,16 @@ def test_a_file_may_extend_a_trial(load: Load) -> None:
         return trial
 
     Path("next.yaml").write_text("extends: {study: first, trial: best}\ntrain: {clip: 3}\n")
-    resolved = StudyFile.load("next.yaml", schema=TrialSpec, find_trial=find_trial).resolve()
+    resolved = load_study("next.yaml", find_trial=find_trial).resolve()
     assert asked == [("first", "best")]
     assert resolved.spec["train"] == trial["train"] | {"clip": 3}
     assert resolved.origins["train.lr"] == "study first trial best"
 
 
-def test_trials_are_looked_up_in_the_storage(load: Load, tmp_path: Path) -> None:
+def test_trials_are_looked_up_in_the_storage(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMARCH_STORAGE", str(tmp_path / "runs"))
     spec = load("train: {lr: 0.125}").resolve().spec
     folder = tmp_path / "runs" / "studies" / "first"
     (folder / "trials" / "007").mkdir(parents=True)
@@ -361,7 +364,7 @@ def test_trials_are_looked_up_in_the_storage(load: Load, tmp_path: Path) -> None
     (folder / "trials" / "007" / "spec.json").write_text(json.dumps(spec))
     for trial in ("best", "7"):
         Path("next.yaml").write_text(f"extends: {{study: first, trial: {trial}}}\n")
-        file = load_study("next.yaml", storage=tmp_path / "runs")
+        file = load_study("next.yaml")
         assert file.resolve().spec["train"]["lr"] == 0.125
         assert file.resolve().hash == load("train: {lr: 0.125}").resolve().hash
 
