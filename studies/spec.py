@@ -27,7 +27,7 @@ from memarch.arch.settings import COMPUTED, Hours, Seconds, join, parse, show
 from memarch.arch.spec import ModelSpec, Name, normalize_component
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.components.memory import Strict as _Strict
-from memarch.search_spaces.study_file import StudyFile
+from memarch.search_spaces.study_file import FindTrial, StudyFile
 from memarch.studies.stages import CHANGEABLE_TRAIN_KEYS
 from memarch.studies.store import find_spec
 from memarch.studies.tasks.base import TaskSettings, tasks
