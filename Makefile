@@ -66,7 +66,7 @@ if [ "$$found" != "$$key dev" ] && [ "$$found" != "$$key $(1)" ]; then \
     echo "(0.4 GB). It takes some minutes. No models and no data sets are downloaded."; \
     echo "Linux without a GPU: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu is smaller."; \
   fi; \
-  PYTHONWARNINGS=ignore "$$env_python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$(if $(filter dev,$(1)),[dev])"; \
+  PYTHONWARNINGS=ignore "$$env_python" -m pip install $$([ -t 1 ] || echo -qq) --disable-pip-version-check -c constraints.txt -e ".$(if $(filter dev,$(1)),[dev])"; \
   echo "$$key $(1)" > "$$stamp"; \
 fi
 endef
