@@ -110,7 +110,6 @@ def run_study(
         Path(file), tuple(overrides), find_trial=lambda study, trial: find_spec(root, study, trial)
     )
     study_file.validate()
-    _check(study_file)
     folder = StudyFolder(root, name or study_file.study["name"] or Path(file).stem)
     with lease(folder.path):
         if folder.exists():
@@ -126,7 +125,7 @@ def run_study(
             "test_function": test_function,
         }
         _begin(folder, study_file, info)
-        return _Driver(folder, address, on_event or _ignore).run()
+        return _Driver(folder, address, on_event).run()
 
 
 def resume_study(
@@ -144,21 +143,8 @@ def resume_study(
         info["overrides"] = [*info["overrides"], *overrides]
         study_file = read_snapshot(folder.path, info["overrides"])
         study_file.validate()
-        _check(study_file)
         folder.write_info(info)
-        return _Driver(folder, address, on_event or _ignore).run()
-
-
-def _check(study_file: StudyFile) -> None:
-    """What only matters when trials are to run."""
-    study = study_file.study
-    endless = study["design"] == "search" and study["sampler"]["type"] != "grid"
-    if endless and not study["budget"]:
-        raise SpecError(
-            "a search needs an end: write `budget: {trials: 24}`, or hours, or flops",
-            path="study.budget",
-            file=str(study_file.path),
-        )
+        return _Driver(folder, address, on_event).run()
 
 
 def _ignore(event: Event) -> None:
@@ -197,7 +183,8 @@ class _Trial:
     spec: Json
     attempt: int = 0
     deaths: int = 0
-    started: float = 0.0
+    started: float | None = None
+    """When its worker began, which had to be made and to import before."""
     stop_at: float | None = None
     """When the trial was told to stop for a reason of the driver's own."""
     verdict: tuple[str, str] | None = None
@@ -215,8 +202,9 @@ class _Trial:
 class _Driver:
     """One session of one study."""
 
-    def __init__(self, folder: StudyFolder, address: str | None, on_event: OnEvent) -> None:
-        self.folder, self.address, self.on_event = folder, address, on_event
+    def __init__(self, folder: StudyFolder, address: str | None, on_event: OnEvent | None) -> None:
+        self.folder, self.address = folder, address
+        self.on_event = on_event if on_event is not None else _ignore
         self.info = folder.info
         self.file = study_file = read_snapshot(folder.path, self.info["overrides"])
         self.settings = study_file.study
@@ -488,7 +476,7 @@ class _Driver:
         trial.record["attempts"] += 1
         trial.attempt = trial.record["attempts"]
         trial.record["state"] = "running"
-        trial.started, trial.stop_at = time.monotonic(), None
+        trial.started = trial.stop_at = None
         self._write(trial)
         self.running[trial.number] = trial
         job = Job(
@@ -508,6 +496,9 @@ class _Driver:
 
     def _read_mail(self, ticket: int, messages: list[tuple[Key, list[Json]]]) -> None:
         for key, reports in messages:
+            trial = self.running.get(key[0])
+            if trial is not None and trial.key == key and trial.started is None:
+                trial.started = time.monotonic()
             for report in reports:
                 self._reported(key, report)
         if messages:
@@ -534,7 +525,8 @@ class _Driver:
         limit = self.settings.get("trial_time_limit")
         now = time.monotonic()
         for trial in list(self.running.values()):
-            if limit is not None and now - trial.started > limit and not trial.verdict:
+            begun = trial.started is not None and limit is not None
+            if begun and now - trial.started > limit and not trial.verdict:
                 trial.verdict = (
                     "failed",
                     f"stopped: it ran longer than trial_time_limit, {limit:g} s",

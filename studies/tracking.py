@@ -8,6 +8,7 @@ slow start nor a slow server holds up a trial; metrics are sent in batches.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import queue
 import sqlite3
@@ -149,10 +150,10 @@ class Tracking:
 
     def _open(self, info: Json, records: Mapping[int, Json]) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        import logging
-
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         from mlflow import MlflowClient
+
+        for chatty in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
 
         storage = self._folder.storage
         uri = tracking_uri(storage)

@@ -26,7 +26,6 @@ from typing import Any
 import ray
 
 from memarch.components.errors import SpecError
-from memarch.search_spaces.study_file import resolve_env
 from memarch.studies.store import Json, plain, write_json, write_text
 
 MESSAGE_INTERVAL = 1.0
@@ -160,6 +159,7 @@ class Worker:
         folder = Path(job.folder)
         folder.mkdir(parents=True, exist_ok=True)
         report = Reporter(job, self._mailbox)
+        self._mailbox.post.remote((job.number, job.attempt), [])  # its time runs from now
         self._set_threads()
         try:
             spec = local_spec(job, folder)
@@ -213,7 +213,11 @@ def local_spec(job: Job, folder: Path) -> Json:
 
     Whoever runs the spec loads them.
     """
-    spec: Json = resolve_env(job.spec)
+    spec = job.spec
+    if "$env." in json.dumps(spec):
+        from memarch.search_spaces.study_file import resolve_env
+
+        spec = resolve_env(spec)
     paths = [folder / "plugins" / name for name in job.plugins]
     for path, text in zip(paths, job.plugins.values(), strict=True):
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -361,6 +365,8 @@ def start_ray(address: str | None) -> bool:
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray prints a worker's death to stdout, where a command's JSON goes; the driver says it itself.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     quiet: Json = {"logging_level": "error", "log_to_driver": False}
     if address:
         ray.init(address=address, **quiet)

@@ -1,0 +1,89 @@
+"""Study files for the tests of the driver, and the calls that run them with `driver_trials.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from memarch.studies.driver import resume_study, run_study
+from memarch.studies.events import StudyResult
+
+TRIALS = Path(__file__).with_name("driver_trials.py")
+
+TEMPLATE = """
+study:
+  name: {name}
+  question: '{question}'
+  design: {design}
+  objective: {objective}
+  budget: {budget}
+  seeds: {seeds}
+  sampler: {sampler}
+  pruner: {pruner}
+  constraints: {constraints}
+  finalists: {finalists}
+  trial_time_limit: {trial_time_limit}
+vars:
+  segment_length: {{choice: [16, 32, 64]}}
+  lr: {lr}
+variants:
+  none: {{model.memory: {{}}, model.segment_length: 16}}
+  rmt: {{model.memory.main: {{type: rmt, num_tokens: 2}}}}
+  deltanet: {{model.memory.main: {{type: deltanet, heads: 4}}}}
+task: {{type: kv_retrieval, pairs: 4, format: compact}}
+model:
+  backbone: {{type: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4}}
+  segment_length: $segment_length
+train: {{budget: {{steps: 100}}, lr: $lr}}
+eval: {{kv: {{task: same}}}}
+resources: {{cpus: {cpus}}}
+"""
+
+DEFAULTS: dict[str, Any] = {
+    "name": "study",
+    "question": {},
+    "design": "search",
+    "objective": "{eval/kv/exact_match: maximize}",
+    "budget": "{trials: 6}",
+    "seeds": "{model: 1, search: 3}",
+    "sampler": "random",
+    "pruner": "none",
+    "constraints": "{}",
+    "finalists": 0,
+    "trial_time_limit": "null",
+    "lr": "{float: [1e-4, 1e-1], log: true}",
+    "cpus": 2,
+}
+
+
+def write_study(folder: Path, **settings: Any) -> Path:
+    values = DEFAULTS | settings
+    values["question"] = json.dumps(values["question"])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{values['name']}.yaml"
+    path.write_text(TEMPLATE.format(**values))
+    return path
+
+
+def run(file: Path, storage: Path, **arguments: Any) -> StudyResult:
+    return run_study(
+        file,
+        storage=storage,
+        trial_function=f"{TRIALS}:run",
+        test_function=f"{TRIALS}:test",
+        **arguments,
+    )
+
+
+if __name__ == "__main__":  # a driver in a process of its own: python driver_study.py FILE STORAGE
+    import sys
+
+    def show(event: object) -> None:
+        print(f"{type(event).__name__} {getattr(event, 'number', '')}", flush=True)
+
+    if sys.argv[1] == "resume":
+        result = resume_study(sys.argv[2], storage=sys.argv[3], on_event=show)
+    else:
+        result = run(Path(sys.argv[1]), Path(sys.argv[2]), on_event=show)
+    print("state", result.state)

@@ -1,0 +1,404 @@
+"""The study driver, with real Ray, Optuna and MLflow; the trials are quick functions."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from memarch.components.errors import SpecError
+from memarch.studies import events
+from memarch.studies.driver import list_studies, resume_study, show_study
+from memarch.studies.store import StudyFolder
+from memarch.studies.workers import start_ray
+
+
+def load_sibling(name: str) -> Any:
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+helpers = load_sibling("driver_study")
+run, write_study = helpers.run, helpers.write_study
+
+
+@pytest.fixture(scope="session", autouse=True)
+def local_ray() -> Iterator[None]:
+    import ray
+
+    start_ray(None)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One storage for studies of different names, as on a user's machine."""
+    return tmp_path_factory.mktemp("runs")
+
+
+class Log(list[events.Event]):
+    def __call__(self, event: events.Event) -> None:
+        self.append(event)
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self if isinstance(event, kind)]
+
+    def notices(self) -> str:
+        return "\n".join(event.message for event in self.of(events.Notice))
+
+
+def optuna_trials(storage: Path, name: str) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{storage}/optuna.db").trials
+
+
+def mlflow_runs(storage: Path, name: str) -> tuple[Any, dict[int, Any]]:
+    """The parent run, and the child runs by trial number."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{storage}/mlflow.db")
+    experiment = client.get_experiment_by_name(name)
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    children = {
+        int(r.data.tags["memarch.trial"]): r for r in runs if "memarch.trial" in r.data.tags
+    }
+    (parent,) = [r for r in runs if "memarch.trial" not in r.data.tags]
+    return parent, children
+
+
+def states(result: events.StudyResult) -> list[str]:
+    return [trial["state"] for trial in result.trials]
+
+
+@pytest.fixture(scope="session")
+def searched(shared, tmp_path_factory) -> tuple[events.StudyResult, Log]:
+    file = write_study(
+        tmp_path_factory.mktemp("files"),
+        name="searched",
+        cpus=1,
+        sampler="tpe",
+        budget="{trials: 14}",
+        finalists=2,
+    )
+    log = Log()
+    return run(file, shared, on_event=log), log
+
+
+def test_a_search_runs_to_its_end(searched, shared):
+    result, log = searched
+    assert (result.state, len(result.trials), result.objective) == (
+        "complete",
+        14,
+        {"eval/kv/exact_match": "maximize"},
+    )
+    assert [trial["variant"] for trial in result.trials][:3] == ["none", "rmt", "deltanet"]
+    scores = {t["number"]: t["metrics"]["eval/kv/exact_match"] for t in result.trials}
+    assert result.best == [max(scores, key=scores.__getitem__)]
+    assert {s["name"]: s["state"] for s in list_studies(shared)}["searched"] == "complete"
+    started, finished = log.of(events.StudyStarted), log.of(events.StudyFinished)
+    assert (started[0].trials, started[0].finished, finished[0].result) == (14, 0, result)
+    assert {e.number for e in log.of(events.TrialStarted)} == set(range(14))
+    assert {e.record["number"] for e in log.of(events.TrialFinished)} == set(range(14))
+
+
+def test_show_tells_what_was_drawn_and_what_came_out(searched, shared):
+    shown = show_study("searched", shared)
+    assert list(shown) == ["name", "state", "objective", "trials", "best"]
+    for trial in shown["trials"]:
+        assert list(trial) == [
+            "number", "variant", "state", "params", "metrics", "spec", "reason", "attempts",
+        ]  # fmt: skip
+        assert trial["spec"]["train"]["lr"] == trial["params"]["lr"]
+        assert (trial["attempts"], trial["reason"]) == (1, "")
+        assert ("segment_length" in trial["params"]) == (trial["variant"] != "none")
+
+
+def test_only_finalists_are_tested_and_only_once(searched, shared):
+    result, _ = searched
+    ranked = sorted(result.trials, key=lambda trial: -trial["metrics"]["eval/kv/exact_match"])
+    tested = [t["number"] for t in result.trials if "test/kv/exact_match" in t["metrics"]]
+    assert sorted(tested) == sorted(t["number"] for t in ranked[:2])
+    again = resume_study("searched", storage=shared)
+    assert again.trials == result.trials
+    for number in tested:
+        folder = StudyFolder(shared, "searched").trial(number).path
+        assert (folder / "tested").read_text() == "once\n"
+
+
+def test_mlflow_agrees_with_optuna_run_by_run(searched, shared):
+    result, _ = searched
+    parent, children = mlflow_runs(shared, "searched")
+    trials = optuna_trials(shared, "searched")
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "searched")
+    assert len(children) == len(trials) == 14
+    for trial, row in zip(trials, result.trials, strict=True):
+        child = children[trial.number]
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert trial.values == [row["metrics"]["eval/kv/exact_match"]]
+        assert child.data.metrics == row["metrics"]
+        assert child.data.params == {"variant": trial.params["variant"]} | {
+            name: str(value) for name, value in row["params"].items()
+        }
+        assert child.info.status == "FINISHED"
+        assert {"state", "seed", "hash"} <= child.data.tags.keys()
+        assert child.info.run_name.startswith(f"{trial.number:03d} {row['variant']}")
+        assert child.info.artifact_uri.startswith(f"file://{shared}/mlartifacts/")
+
+
+def test_metrics_are_kept_over_steps(searched, shared):
+    from mlflow import MlflowClient
+
+    _, children = mlflow_runs(shared, "searched")
+    client = MlflowClient(tracking_uri=f"sqlite:///{shared}/mlflow.db")
+    history = client.get_metric_history(children[3].info.run_id, "eval/kv/exact_match")
+    assert [point.step for point in history] == [50, 100]
+    names = {item.path for item in client.list_artifacts(children[3].info.run_id)}
+    assert names == {"spec.json", "result.json"}
+
+
+def test_the_result_is_a_table(searched):
+    frame = searched[0].frame()
+    assert len(frame) == 14
+    assert {"variant", "state", "lr", "segment_length", "eval/kv/exact_match"} <= set(frame.columns)
+
+
+def test_a_name_is_used_once(searched, shared, tmp_path):
+    file = write_study(tmp_path, name="searched")
+    with pytest.raises(SpecError, match=r"memarch study resume searched.*--as NAME2"):
+        run(file, shared)
+    # As another name it is another study.
+    assert run(file, shared, name="other", overrides=["study.budget.trials=1"]).name == "other"
+
+
+def test_a_resumed_study_may_get_a_larger_budget(shared, tmp_path):
+    run(write_study(tmp_path, name="grown", budget="{trials: 2}"), shared)
+    result = resume_study("grown", storage=shared, overrides=["study.budget.trials=4"])
+    assert states(result) == ["complete"] * 4
+
+
+def test_a_study_does_not_change_with_its_file(shared, tmp_path):
+    file = write_study(tmp_path, name="frozen", budget="{trials: 2}")
+    run(file, shared)
+    write_study(tmp_path, name="frozen", lr="{float: [1, 2]}")
+    result = resume_study("frozen", storage=shared, overrides=["study.budget.trials=4"])
+    assert all(trial["params"]["lr"] < 1 for trial in result.trials)
+
+
+def test_what_fails_is_recorded_with_its_reason_and_the_study_goes_on(shared, tmp_path):
+    file = write_study(
+        tmp_path,
+        name="failing",
+        question={"fail": [1], "nan": [2], "silent": [3]},
+        budget="{trials: 5}",
+    )
+    result = run(file, shared)
+    assert states(result) == ["complete", "failed", "failed", "failed", "complete"]
+    reasons = [trial["reason"] for trial in result.trials]
+    assert reasons[1] == "ValueError: trial 1 was told to fail"
+    assert reasons[2] == "eval/kv/exact_match is not a finite number"
+    assert reasons[3].startswith("no metric 'eval/kv/exact_match'; there are: cost/state_bytes")
+    assert (
+        "told to fail" in (StudyFolder(shared, "failing").trial(1).path / "error.txt").read_text()
+    )
+    _, children = mlflow_runs(shared, "failing")
+    assert [children[n].info.status for n in range(3)] == ["FINISHED", "FAILED", "FAILED"]
+    assert children[1].data.tags["reason"] == reasons[1]
+    assert [t.state.name for t in optuna_trials(shared, "failing")][:2] == ["COMPLETE", "FAIL"]
+
+
+def test_infeasible_trials_are_told_with_their_violation(shared, tmp_path):
+    file = write_study(
+        tmp_path,
+        name="bounded",
+        constraints="{cost/state_bytes: {max: 3000}}",
+        budget="{trials: 9}",
+    )
+    result = run(file, shared)
+    assert set(states(result)) == {"complete", "infeasible"}
+    for trial, told in zip(result.trials, optuna_trials(shared, "bounded"), strict=True):
+        state_bytes = trial["metrics"]["cost/state_bytes"]
+        assert (trial["state"] == "infeasible") == (state_bytes > 3000)
+        assert told.state.name == ("PRUNED" if state_bytes > 3000 else "COMPLETE")
+        assert list(told.constraints.values()) == [state_bytes - 3000]
+        if state_bytes > 3000:
+            assert trial["reason"] == "cost/state_bytes is 4096, max 3000"
+    assert result.best[0] not in [t["number"] for t in result.trials if t["state"] != "complete"]
+
+
+def test_a_grid_runs_every_point_and_equal_specs_once(shared, tmp_path):
+    file = write_study(
+        tmp_path,
+        name="crossed",
+        design="grid",
+        lr="{choice: [0.001, 0.003]}",
+        budget="{}",
+        seeds="{model: [1, 2]}",
+    )
+    result = run(file, shared)
+    assert len(result.trials) == 2 * (2 + 6 + 6)
+    points = {
+        (t["variant"], *t["params"].values(), t["spec"]["study"]["seeds"]["model"])
+        for t in result.trials
+    }
+    assert len(points) == 28
+    assert set(states(result)) == {"complete"}
+
+
+def test_equal_specs_are_run_once(shared, tmp_path):
+    # Without ranges in what a variant uses, every further draw of it is the same spec.
+    file = write_study(
+        tmp_path, name="repeated", lr="{choice: [0.001, 0.003]}", budget="{trials: 99}"
+    )
+    result = run(file, shared)
+    copies = [trial for trial in result.trials if trial["reason"].startswith("equal to trial")]
+    first = [trial for trial in result.trials if trial not in copies]
+    assert len(first) == 14  # the whole space, and then the search ends
+    by_number = {trial["number"]: trial for trial in result.trials}
+    for copy in copies:
+        original = by_number[int(copy["reason"].split()[3].rstrip(","))]
+        assert (copy["spec"]["train"], copy["spec"]["model"]) == (
+            original["spec"]["train"],
+            original["spec"]["model"],
+        )
+        assert (copy["metrics"], copy["attempts"]) == (original["metrics"], 0)
+
+
+def test_all_runs_each_variant_once_a_seed(shared, tmp_path):
+    file = write_study(tmp_path, name="every", design="all", budget="{}", seeds="{model: [5, 6]}")
+    result = run(file, shared)
+    assert [t["variant"] for t in result.trials] == ["none", "rmt", "deltanet"] * 2
+    assert len({t["params"]["lr"] for t in result.trials}) == 1
+    seeds = [trial["spec"]["study"]["seeds"]["model"] for trial in result.trials]
+    assert seeds == [5, 5, 5, 6, 6, 6]
+
+
+def test_replicates_of_a_search_differ_in_their_seed_only(shared, tmp_path):
+    file = write_study(
+        tmp_path, name="replicates", seeds="{model: [1, 2, 3]}", budget="{trials: 9}"
+    )
+    result = run(file, shared)
+    for first in (0, 3, 6):
+        group = result.trials[first : first + 3]
+        assert [t["spec"]["study"]["seeds"]["model"] for t in group] == [1, 2, 3]
+        assert len({json.dumps([t["variant"], t["params"]]) for t in group}) == 1
+    assert result.best[0] in (0, 3, 6)
+
+
+@pytest.mark.parametrize("sampler", ["grid", "nsga2"])
+def test_other_samplers(shared, tmp_path, sampler):
+    file = write_study(
+        tmp_path,
+        name=f"by-{sampler}",
+        sampler=sampler,
+        lr="{choice: [0.001, 0.003]}",
+        budget="{trials: 5}",
+    )
+    assert states(run(file, shared)).count("complete") >= 5
+
+
+def test_pruning_under_two_objectives(shared, tmp_path):
+    file = write_study(
+        tmp_path,
+        name="pruned",
+        objective="{eval/kv/exact_match: maximize, cost/state_bytes: minimize}",
+        pruner="{type: median, on: eval/kv/exact_match, n_startup_trials: 1, after: 20%}",
+        question={"reports": 6, "seconds": 3},
+        budget="{trials: 8}",
+    )
+    result = run(file, shared)
+    assert set(states(result)) == {"complete", "pruned"}
+    assert len(result.best) >= 1
+    pruned = next(t for t in result.trials if t["state"] == "pruned")
+    peers = [
+        t
+        for t in result.trials
+        if t["variant"] == pruned["variant"] and t["number"] < pruned["number"]
+    ]
+    assert peers
+    assert {t.state.name for t in optuna_trials(shared, "pruned")} == {"COMPLETE", "PRUNED"}
+
+
+def test_a_killed_worker_costs_no_trial(shared, tmp_path, capfd):
+    """kill -9 from outside, while the trial reports: it goes on from its checkpoint."""
+    killed: list[int] = []
+
+    def kill(event: events.Event) -> None:
+        log(event)
+        if (
+            isinstance(event, events.TrialProgress)
+            and event.number == 1
+            and event.step >= 50
+            and not killed
+        ):
+            pids = StudyFolder(shared, "killed").trial(1).path / "pids"
+            killed.append(int(pids.read_text().split()[-1]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    log = Log()
+    file = write_study(
+        tmp_path, name="killed", question={"reports": 4, "seconds": 2}, budget="{trials: 3}"
+    )
+    result = run(file, shared, on_event=kill)
+    assert killed
+    assert states(result) == ["complete"] * 3
+    assert [trial["attempts"] for trial in result.trials] == [1, 2, 1]
+    assert result.trials[1]["metrics"]["train/begun"] > 0
+    assert "trial 1: its worker died; it goes on from its checkpoint" in log.notices()
+    assert capfd.readouterr().out == ""
+    _, children = mlflow_runs(shared, "killed")
+    assert len(children) == 3
+    assert children[1].info.status == "FINISHED"
+
+
+def test_a_trial_that_kills_its_worker_every_time_fails(shared, tmp_path):
+    file = write_study(
+        tmp_path, name="deadly", question={"die": {"1": 9}, "reports": 9}, budget="{trials: 3}"
+    )
+    result = run(file, shared)
+    assert states(result) == ["complete", "failed", "complete"]
+    assert result.trials[1]["attempts"] == 3
+    assert "its worker died 3 times" in result.trials[1]["reason"]
+
+
+def test_a_trial_that_runs_too_long_fails(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr("memarch.studies.driver.GRACE", 1.0)
+    file = write_study(
+        tmp_path, name="slow", question={"hang": [1]}, budget="{trials: 3}", trial_time_limit="2s"
+    )
+    result = run(file, shared)
+    assert states(result) == ["complete", "failed", "complete"]
+    assert result.trials[1]["reason"] == "stopped: it ran longer than trial_time_limit, 2 s"
+
+
+def test_a_study_that_is_being_run_is_left_alone(shared, tmp_path):
+    file = write_study(tmp_path, name="leased", budget="{trials: 1}")
+    seen: list[str] = []
+
+    def intrude(event: events.Event) -> None:
+        if isinstance(event, events.TrialStarted):
+            with pytest.raises(SpecError, match="is being run by process"):
+                resume_study("leased", storage=shared)
+            seen.append(show_study("leased", shared)["state"])
+
+    run(file, shared, on_event=intrude)
+    assert seen == ["running"]
+
+
+def test_a_search_without_an_end_is_an_error(shared, tmp_path):
+    with pytest.raises(SpecError, match="is required for a search"):
+        run(write_study(tmp_path, name="endless", budget="{}"), shared)
+    assert not StudyFolder(shared, "endless").exists()
