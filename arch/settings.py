@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ValidationInfo
 
@@ -76,8 +77,6 @@ def _hours(value: object) -> object:
     return value if seconds is None else seconds / 3600
 
 
-COMPUTED: dict[str, Any] = {"computed": True}
-"""`Field(json_schema_extra=COMPUTED)`: a key that is filled in, not given."""
 LocalPath = Annotated[str, AfterValidator(_existing)]
 """An existing file or folder, relative to the file that names it or to the current folder."""
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
@@ -200,9 +199,11 @@ _EXPECTED = {
 
 
 def _given(owner: type[BaseModel]) -> list[str]:
-    """The keys that a user may give: not those marked as computed."""
+    """The keys that a user may give: not those that the schema leaves out."""
     fields = owner.model_fields.items()
-    return [name for name, info in fields if info.json_schema_extra != COMPUTED]
+    return [
+        n for n, info in fields if not any(isinstance(m, SkipJsonSchema) for m in info.metadata)
+    ]
 
 
 def _of(owner: type[BaseModel]) -> str:

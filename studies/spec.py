@@ -21,9 +21,10 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core.core_schema import SerializerFunctionWrapHandler, ValidationInfo
 
-from memarch.arch.settings import COMPUTED, Hours, Seconds, join, parse, show
+from memarch.arch.settings import Hours, Seconds, join, parse, show
 from memarch.arch.spec import ModelSpec, Name, normalize_component
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.components.memory import Strict as _Strict
@@ -447,7 +448,7 @@ class EvalSettings(Strict):
     """Also let the model write its answers freely."""
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     """Key paths to lists of values, such as `{vars.write_steps: [1, 2, 5]}`."""
-    points: list[dict[str, Any]] = Field(default_factory=list, json_schema_extra=COMPUTED)
+    points: SkipJsonSchema[list[dict[str, Any]]] = Field(default_factory=list)
     """The sweep's evaluations as concrete specs; computed."""
 
 
@@ -612,10 +613,3 @@ def load_study(
     """
     found = find_trial or (lambda name, trial: find_spec(None, name, trial))
     return StudyFile.load(path, overrides, schema=TrialSpec, find_trial=found)
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a study file, for editors."""
-    from memarch.studies.schema import json_schema as built
-
-    return built()
