@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from memarch.inputs import open_study
 from memarch.studies import events
 from memarch.studies import leaderboard as board
 
@@ -32,6 +33,8 @@ def run(
     address: str | None,
 ) -> dict[str, Any]:
     """Run a study file; the study's document."""
+    open_study(file, overrides, storage).validate()  # a mistake is told before all the imports
+
     from memarch.studies.driver import run_study
 
     return _followed(

@@ -279,7 +279,9 @@ def _short(records: Records, trial: Trial) -> str:
 
 
 def tip(records: Records, trial: Trial) -> str:
-    lines = [label(trial), f"{records.metric}: {score_of(records, trial):.4f}"]
+    lines = [label(trial)]
+    if board.score(trial, records.metric) is not None:
+        lines.append(f"{records.metric}: {score_of(records, trial):.4f}")
     for name, heading in board.COSTS.items():
         if board.score(trial, name) is not None:
             lines.append(f"{heading}: {board.cost(trial, name)}")

@@ -15,7 +15,6 @@ from memarch import cli
 FILE = Path(__file__).parents[1] / "search_spaces" / "wrong_files.yaml"
 DATA = YAML(typ="safe").load(FILE)
 CASES: dict[str, Any] = DATA["cases"]
-CASES["a_study_without_storage"]["says"] = "no study 'earlier'"  # the command line has a storage
 
 
 def write(name: str, folder: Path) -> list[str]:

@@ -1,0 +1,209 @@
+"""The leaderboard's order, floors and front, and the page and pictures that are made from them."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from memarch.studies import leaderboard as board
+from memarch.studies.charts import nice_ticks, power_ticks
+from memarch.studies.report import front_svg, write_report
+from memarch.studies.store import write_json
+
+METRIC = "eval/kv/exact_match"
+
+
+def trial(number: int, variant: str, score: float | None, state_bytes: int, **more: Any) -> Any:
+    metrics = {
+        METRIC: score,
+        "eval/kv/floor/blind": 0.0625,
+        "eval/kv/floor/guess_seen": 0.1,
+        "cost/state_bytes": state_bytes,
+        "cost/parameters": 27_300,
+        "cost/wall_seconds": 20.0 + number,
+    }
+    return {
+        "number": number,
+        "variant": variant,
+        "state": "complete",
+        "params": {"variant": variant, "num_tokens": number, "lr": 0.0031415},
+        "metrics": {} if score is None else metrics,
+        "spec": {"model": {"memory": {}}},
+        "reason": "",
+        "attempts": 1,
+    } | more
+
+
+TRIALS = [
+    trial(0, "none", 0.104, 0),
+    trial(1, "full_attention", 0.99, 10_752),
+    trial(2, "rmt", 0.22, 256),
+    trial(3, "gradmem", 0.65, 256),
+    trial(4, "gradmem", 0.95, 1024),
+    trial(5, "armt", 0.60, 25_000),
+    trial(6, "rmt", None, 0, state="failed", reason="NaN loss at step <212>"),
+    trial(7, "rmt", 0.97, 512, state="pruned", reason="stopped by the pruner"),
+]
+
+
+def document(trials: list[Any] = TRIALS, **objective: str) -> dict[str, Any]:
+    goals = objective or {METRIC: "maximize"}
+    return {
+        "name": "s",
+        "state": "complete",
+        "objective": goals,
+        "trials": trials,
+        "best": [1],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A study's folder as the driver leaves it."""
+    path = tmp_path / "studies" / "s"
+    shown = document()
+    for each in TRIALS:
+        own = path / "trials" / f"{each['number']:03d}"
+        write_json(own / "record.json", {k: v for k, v in each.items() if k != "spec"})
+        write_json(own / "spec.json", each["spec"])
+        write_json(own / "result.json", {"versions": {"torch": "2.13.0"}})
+        lines = [
+            {"attempt": 1, "step": step, "time": 0.0, "metrics": {METRIC: step / 1000}}
+            for step in (100, 200, 300)
+        ]
+        (own / "progress.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    info = {key: shown[key] for key in ("name", "state", "objective", "best")}
+    info |= {"design": "search", "file": "/a/s.yaml", "overrides": ["train.lr=0.1"], "counts": {}}
+    write_json(path / "study.json", info)
+    (path / "study.yaml").write_text("# Which memory recalls\n# most?\n\nstudy: {name: s}\n")
+    return path
+
+
+def test_best_first_and_stopped_trials_after_complete_ones() -> None:
+    assert [row["number"] for row in board.ranked(document())] == [1, 4, 3, 5, 2, 0, 7]
+
+
+def test_less_is_better_where_the_objective_says_so() -> None:
+    rows = board.ranked(document(**{METRIC: "minimize"}))
+    assert [row["number"] for row in rows][:2] == [0, 2]
+
+
+def test_of_several_objectives_the_front_comes_first() -> None:
+    shown = document(**{METRIC: "maximize", "cost/state_bytes": "minimize"})
+    assert {row["number"] for row in board.ranked(shown)[:4]} == {0, 1, 3, 4}
+
+
+def test_floors_stand_beside_the_metric_or_one_level_up() -> None:
+    expected = {"blind": 0.0625, "guess_seen": 0.1}
+    assert board.floors(TRIALS, METRIC) == expected
+    assert board.floors(TRIALS, "eval/kv/write_steps-2/exact_match") == expected
+    assert board.floors(TRIALS, "eval/other/exact_match") == {}
+
+
+def test_the_front_has_complete_trials_that_none_beats_with_less_state() -> None:
+    assert [row["number"] for row in board.state_front(document())] == [0, 3, 4, 1]
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (board.size(96), "96 B"),
+        (board.size(2048), "2 KiB"),
+        (board.size(None), "-"),
+        (board.quantity(27_300), "27.3k"),
+        (board.quantity(999), "999"),
+        (board.duration(8.44), "8.4 s"),
+        (board.duration(200), "3 min 20 s"),
+        (board.duration(7500), "2 h 05 min"),
+        (board.settings(TRIALS[4]), "num_tokens 4, lr 0.00314"),
+    ],
+)
+def test_numbers_are_written_for_people(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+def test_ticks_are_round_and_cover_the_values() -> None:
+    assert nice_ticks(0.13, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert nice_ticks(3.0, 3.0)[0] < 3 < nice_ticks(3.0, 3.0)[-1]
+    assert power_ticks(256, 10_752)[0] == 256
+    assert power_ticks(256, 10_752)[-1] >= 10_752
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and collects text and addresses."""
+
+    VOID = frozenset({"meta", "br", "link"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_page_is_complete_and_needs_nothing_else(folder: Path) -> None:
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    page = Page()
+    page.feed(path.read_text())
+    assert page.open == []
+    assert page.addresses == []
+    text = " ".join(" ".join(page.text).split())
+    for expected in (
+        "Which memory recalls most?",
+        "001 full_attention",
+        "It beats the floor of 0.100",
+        "guess seen 0.100",
+        "no memory",
+        "NaN loss at step <212>",
+        "memarch study run s.yaml --set train.lr=0.1",
+        "torch 2.13.0",
+        "Learning curves",
+    ):
+        assert expected in text
+    assert not re.search(r"<!--|nan\b", path.read_text().split("<main>")[1].split("</main>")[0])
+
+
+def test_a_page_of_a_study_without_finished_trials(folder: Path) -> None:
+    for each in (folder / "trials").iterdir():
+        write_json(each / "record.json", trial(int(each.name), "rmt", None, 0, state="running"))
+        (each / "progress.jsonl").unlink()
+    assert "No trial has finished yet" in write_report(folder).read_text()
+
+
+def test_the_picture_marks_every_trial_the_front_and_the_floors(folder: Path) -> None:
+    root = ElementTree.fromstring(front_svg(folder))
+    space = "{http://www.w3.org/2000/svg}"
+    classes = [element.get("class") or "" for element in root.iter()]
+    marks = [c for c in classes if c.startswith("mark")]
+    legend = len({each["variant"] for each in TRIALS})
+    assert len(marks) == len([each for each in TRIALS if each["metrics"]]) + legend
+    assert classes.count("ring") == 4
+    assert classes.count("floor") == 2
+    words = {element.text for element in root.iter(f"{space}text")}
+    assert {"none", "state per sample (logarithmic)", "floor: guess seen 0.10"} <= words
+
+
+def test_a_loss_has_an_axis_of_its_own(folder: Path) -> None:
+    info = json.loads((folder / "study.json").read_text())
+    info["objective"] = {"cost/wall_seconds": "minimize"}
+    write_json(folder / "study.json", info)
+    ElementTree.fromstring(front_svg(folder))
+    assert "000 none" in write_report(folder).read_text()
