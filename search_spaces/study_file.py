@@ -24,7 +24,7 @@ from memarch.arch.settings import join, show
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.components.plugins import load_plugins
 from memarch.search_spaces.document import Node, Origin, node_of, read_file
-from memarch.search_spaces.patches import expand, merge, nest, parse_override
+from memarch.search_spaces.patches import REPLACE, expand, merge, nest, parse_override
 from memarch.search_spaces.ranges import Range
 from memarch.search_spaces.resolution import DRAWN, Mark, Path_, Resolver, refuse_ranges
 
@@ -525,10 +525,10 @@ class _Reader:
     def _variants(
         self, node: Node, base: Mapping[str, tuple[Node, ...]]
     ) -> dict[str, tuple[Node, ...]]:
+        if node.is_map and list(node.value) == [REPLACE]:
+            node, base = node.value[REPLACE], {}
         if not node.is_map:
             raise node.origin.error("must be a map of named patches", "variants")
-        if list(node.value) == ["replace"]:
-            node, base = node.value["replace"], {}
         patches = dict(base)
         for name, child in node.value.items():
             where = f"variants.{name}"
