@@ -524,8 +524,10 @@ def _study_end(document: dict[str, Any], storage: Path, as_json: bool) -> None:
 
         show.study(document)
         show.where_next(document, storage)
+    if document["state"] == "interrupted":
+        raise WorkFailedError(f"interrupted; `memarch study resume {document['name']}` goes on")
     trials: Iterable[dict[str, Any]] = document["trials"]
-    if document["state"] != "interrupted" and not any(t["state"] == "complete" for t in trials):
+    if not any(trial["state"] == "complete" for trial in trials):
         raise WorkFailedError("no trial completed; `memarch study show` has the reasons")
 
 

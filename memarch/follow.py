@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -105,9 +104,12 @@ class Progress:
         """Note an event."""
         if isinstance(event, events.StudyStarted):
             self.name, self.path, self.objective = event.name, event.path, event.objective
-            self.total, self.before = event.trials, event.finished
+            self.total = event.trials
+            if event.finished:  # a study goes on
+                self.finished = _finished(Path(event.path))
+            self.before = len(self.finished)
         elif isinstance(event, events.TrialStarted):
-            if not self.running and not self.finished:
+            if not self.running and self.done == self.before:
                 self.first_trial = time.monotonic()
             self.running[event.number] = Running(event.variant, dict(event.params))
         elif isinstance(event, events.TrialProgress) and event.number in self.running:
@@ -133,14 +135,15 @@ class Progress:
 
     @property
     def done(self) -> int:
-        return self.before + len(self.finished)
+        return len(self.finished)
 
     def seconds_left(self) -> float | None:
         """From the pace so far; None where the study has no number of trials, or none is done."""
-        if self.total is None or not self.finished:
+        new = self.done - self.before
+        if self.total is None or not new:
             return None
         under_way = sum(trial.share for trial in self.running.values())
-        pace = (time.monotonic() - self.first_trial) / (len(self.finished) + under_way)
+        pace = (time.monotonic() - self.first_trial) / (new + under_way)
         return max(0.0, pace * (self.total - self.done - under_way))
 
     def summary(self) -> str:
@@ -176,6 +179,14 @@ class Progress:
             if board.score(record, cost) is not None:
                 parts.append(board.cost(record, cost))
         return "  ".join(part for part in parts if part)
+
+
+def _finished(folder: Path) -> dict[int, dict[str, Any]]:
+    """Records of the trials that an earlier driver finished, by number."""
+    from memarch.studies.store import FINISHED, StudyFolder
+
+    records = StudyFolder(folder.parent.parent, folder.name).records()
+    return {number: record for number, record in records.items() if record["state"] in FINISHED}
 
 
 class Lines:
@@ -234,10 +245,9 @@ class Screen:
     def __call__(self, event: events.Event) -> None:
         self.progress.take(event)
         if isinstance(event, events.Notice):
-            self.live.console.print(event.message, markup=False, highlight=False)
+            self.live.console.print(Text(event.message))
         elif isinstance(event, events.TrialFinished):
-            row = self.progress.row(event.record)
-            self.live.console.print(row, markup=False, highlight=False)
+            self.live.console.print(Text(self.progress.row(event.record)))
 
     def render(self) -> RenderableType:
         """The part of the screen that is drawn anew."""
@@ -248,7 +258,9 @@ class Screen:
         parts: list[RenderableType] = [head]
         if progress.total:
             under_way = sum(trial.share for trial in progress.running.values())
-            parts.append(ProgressBar(progress.total, progress.done + under_way, width=60))
+            bar = Table.grid()  # a bar by itself does not end its line
+            bar.add_row(ProgressBar(progress.total, progress.done + under_way, width=60))
+            parts.append(bar)
         if progress.running:
             parts.append(self._running())
         if progress.finished and progress.objective:
@@ -259,12 +271,12 @@ class Screen:
         made = Table.grid(padding=(0, 2))
         for number, trial in sorted(progress_items(self.progress)):
             made.add_row(
-                f"[cyan]{number:03d}[/]",
-                escape(trial.variant or "-"),
-                escape(board.settings({"params": trial.params})),
+                Text(f"{number:03d}", style="cyan"),
+                Text(trial.variant or "-"),
+                Text(board.settings({"params": trial.params})),
                 ProgressBar(1.0, trial.share, width=20),
                 f"step {trial.step}",
-                escape(self._scores(trial.metrics)),
+                Text(self._scores(trial.metrics)),
             )
         return made
 
@@ -274,9 +286,9 @@ class Screen:
             style = "cyan" if board.is_baseline(trial) else None
             made.add_row(
                 f"{trial['number']:03d}",
-                escape(trial["variant"] or "-"),
-                escape(board.settings(trial)),
-                escape(self._scores(trial["metrics"])),
+                Text(trial["variant"] or "-"),
+                Text(board.settings(trial)),
+                Text(self._scores(trial["metrics"])),
                 board.cost(trial, "cost/state_bytes"),
                 style=style,
             )
@@ -284,7 +296,7 @@ class Screen:
 
     def _scores(self, metrics: dict[str, float]) -> str:
         names = [name for name in self.progress.objective if metrics.get(name) is not None]
-        return ", ".join(f"{name} {metrics[name]:.3f}" for name in names)
+        return ", ".join(f"{name.rpartition('/')[2]} {metrics[name]:.3f}" for name in names)
 
 
 def progress_items(progress: Progress) -> list[tuple[int, Running]]:
