@@ -22,7 +22,9 @@ def describe(name: str | None = None) -> list[dict[str, Any]]:
     from memarch.components.memory import memories
     from memarch.studies.tasks.base import tasks
 
-    found = [("memory", entry) for entry in memories] + [("task", entry) for entry in tasks]
+    found: list[tuple[str, Entry[Any]]] = [("memory", entry) for entry in memories] + [
+        ("task", entry) for entry in tasks
+    ]
     if name is not None:
         names = [entry.name for _, entry in found]
         if name not in names:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from memarch.arch.spec import ModelSpec, own_name
+from memarch.arch.spec import Impl, ModelSpec, Schedule, own_name
 from memarch.components.memory import memories
 from memarch.components.registry import Entry
 from memarch.studies.spec import EvalSettings, ResourceSettings, StudySettings, TrainSettings
@@ -129,7 +129,7 @@ def _sections() -> tuple[Json, dict[type[BaseModel], Json]]:
         [(cls, "validation") for cls in dict.fromkeys(classes)], ref_template="#/$defs/{model}"
     )
     definitions = {name: _relaxed(part) for name, part in schema["$defs"].items()}
-    return definitions, {cls: reference for (cls, _), reference in found.items()}
+    return definitions, {cls: found[cls, "validation"] for cls in classes}
 
 
 def _relaxed(schema: Json) -> Json:
@@ -153,7 +153,7 @@ def _value(name: str, schema: Json) -> Json:
     if name == "type":
         return schema
     schema = _open_union(schema)
-    kept = {key: schema[key] for key in ("description", "title", "default") if key in schema}
+    kept: Json = {key: schema[key] for key in ("description", "title", "default") if key in schema}
     others = [{"$ref": "#/$defs/Range"}, {"$ref": "#/$defs/Reference"}]
     if any(kind in ("integer", "number") for kind in _types(schema)):
         others.append({"$ref": "#/$defs/Quantity"})
@@ -180,9 +180,9 @@ def _model(definitions: Json, references: dict[type[BaseModel], Json]) -> Json:
     """Backbone keys are those of the model's config.json, which differ from type to type."""
     fields = ModelSpec.model_fields
     literal = {
-        name: TypeAdapter(fields[name].annotation).json_schema()
+        name: TypeAdapter[Any](kind).json_schema()
         | {"description": fields[name].description or name, "default": fields[name].default}
-        for name in ("schedule", "impl")
+        for name, kind in (("schedule", Schedule), ("impl", Impl))
     }
     backbone = {
         "type": "object",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from memarch.components.errors import SpecError
 from memarch.output import WorkFailedError, log
+from memarch.studies.tracking import tracking_uri
 
 HOST = "127.0.0.1"
 PATIENCE = 180.0
@@ -22,9 +23,9 @@ PATIENCE = 180.0
 
 
 def command(storage: Path, port: int) -> list[str]:
-    """MLflow's server on the SQLite file of the storage folder."""
+    """MLflow's server on the store where the studies are."""
     arguments = {
-        "--backend-store-uri": f"sqlite:///{storage / 'mlflow.db'}",
+        "--backend-store-uri": tracking_uri(storage),
         "--default-artifact-root": (storage / "mlartifacts").as_uri(),
         "--host": HOST,
         "--port": str(port),
@@ -35,8 +36,18 @@ def command(storage: Path, port: int) -> list[str]:
 
 
 def serve(storage: Path, port: int, *, open_page: bool) -> None:
-    """Run the server until Ctrl-C; print its address when it answers."""
-    if not (storage / "mlflow.db").is_file():
+    """Run the server until Ctrl-C; print its address when it answers.
+
+    Where `$MLFLOW_TRACKING_URI` names a server that runs, that is the one to look at.
+    """
+    running = tracking_uri(storage)
+    if running.startswith("http"):
+        print(running, flush=True)
+        if open_page:
+            webbrowser.open(running)
+        return
+    local = "MLFLOW_TRACKING_URI" not in os.environ
+    if local and not (storage / "mlflow.db").is_file():
         raise SpecError(f"no MLflow data in {storage}; `memarch study run FILE` makes it")
     if _taken(port):
         raise SpecError(f"port {port} is in use; choose another with --port")

@@ -93,7 +93,7 @@ def tick_text(value: float) -> str:
     return f"{value:,.10g}"
 
 
-def element(name: str, content: str = "", **attributes: object) -> str:
+def element(name: str, content: str = "", /, **attributes: object) -> str:
     """`<name a="1">content</name>`; `class_` is class, other underscores are hyphens."""
     given = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_attribute(value)}"'

@@ -245,8 +245,8 @@ def curves(records: Records) -> str:
         canvas.text(canvas.width - canvas.right, 14, _count(len(own), "trial"), anchor="end")
         for value in records.floors.values():
             at = y(value)
-            line = {"x1": canvas.left, "x2": canvas.width - canvas.right, "y1": at, "y2": at}
-            canvas.add(element("line", class_="floor", **line))
+            x0, x1 = canvas.left, canvas.width - canvas.right
+            canvas.add(element("line", x1=x0, x2=x1, y1=at, y2=at, class_="floor"))
         for trial in sorted(own, key=lambda t: t["number"] == best.get(variant)):
             line = " ".join(f"{x(step):.1f},{y(v):.1f}" for step, v in curves[trial["number"]])
             title = f"<title>{escape(tip(records, trial))}</title>"

@@ -135,8 +135,8 @@ def _leaderboard(records: Records) -> str:
         cells += [_variant(records, trial), _cell(board.settings(trial))]
         for goal in goals:
             value = board.score(trial, goal)
-            below = goal == records.metric and floor is not None and value is not None and maximize
-            class_ = "num low" if below and value <= floor else "num strong"
+            low = value is not None and floor is not None and maximize and value <= floor
+            class_ = "num low" if low and goal == records.metric else "num strong"
             cells.append(_cell("-" if value is None else f"{value:.4f}", value, class_))
         cells += [_cell(board.cost(trial, c), board.score(trial, c), "num") for c in costs]
         classes = ["baseline"] if board.is_baseline(trial) else []
