@@ -34,6 +34,7 @@ from memarch.studies.store import find_spec
 from memarch.studies.tasks.base import TaskSettings, tasks
 
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Above0 = Annotated[float, Field(gt=0)]
 Split = Literal["train", "validation", "test"]
@@ -44,7 +45,7 @@ METRIC = re.compile(r"[A-Za-z0-9_./-]+")
 class Strict(_Strict):
     """Immutable, unknown keys refused; the line under a field is its description."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Given(Strict):
@@ -193,11 +194,11 @@ class StudyBudget(Given):
 class Seeds(Strict):
     """A seed for each source of chance. A list of model seeds runs every point once with each."""
 
-    model: int | Annotated[list[int], Field(min_length=1)] = 1
+    model: Seed | Annotated[list[Seed], Field(min_length=1)] = 1
     """Initial weights, and whatever is random in training."""
-    data: int = 1
+    data: Seed = 1
     """Training batches and questions: the same for all trials."""
-    search: int = 1
+    search: Seed = 1
     """The sampler's draws."""
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from memarch.components.errors import SpecError
+from memarch.components.memory import memories
 from memarch.search_spaces.ranges import Choice, Float, Int, Subset
 from memarch.search_spaces.study_file import StudyFile, resolve_env
 from memarch.studies.spec import load_study
@@ -464,6 +465,7 @@ def test_a_plugin_registers_a_memory(load: Load, tmp_path: Path) -> None:
         "from memarch.components.memory import LayeredSettings, Memory, memories\n\n"
         "@memories.register('plugin_for_files')\n"
         "class Mine(Memory):\n"
+        "    'One that only has settings.'\n"
         "    site = 'layer'\n"
         "    class Settings(LayeredSettings):\n"
         "        type: Literal['plugin_for_files']\n"
@@ -480,3 +482,4 @@ def test_a_plugin_registers_a_memory(load: Load, tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load(text, "model.memory.main.sise=1").resolve()
     assert "did you mean 'size'" in caught.value.message
+    memories.remove("plugin_for_files")
