@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from memarch.components.errors import SpecError
 from memarch.studies.evaluation import evaluate
 from memarch.studies.tasks.base import Split, Task, build_task
 
@@ -40,28 +42,33 @@ class Point:
         return replace(self, model=model)
 
 
-def eval_points(spec: Spec, only: str | None = None, *, sweeps: bool = True) -> Iterator[Point]:
-    """The points of every evaluation of a resolved spec, or of the one called `only`."""
+def eval_points(spec: Spec) -> Iterator[Point]:
+    """The points of every evaluation of a resolved spec."""
     for name, settings in (spec.get("eval") or {}).items():
-        if only not in (None, name):
-            continue
-        same = settings["task"] == "same"
-        task = spec["task"] if same else settings["task"]
+        task = spec["task"] if settings["task"] == "same" else settings["task"]
         yield Point(name, "", task, spec["model"], settings)
-        for point in (settings.get("points") or []) if sweeps else []:
+        for point in settings.get("points") or []:
             changed = point["spec"]
             here = changed.get("task", task)
             yield Point(name, point["name"], here, changed.get("model", spec["model"]), settings)
 
 
-def objective_evaluation(spec: Spec) -> str | None:
-    """The evaluation that the study's objective names; where it names none, the first."""
-    evaluations = list(spec.get("eval") or {})
-    for metric in (spec.get("study") or {}).get("objective") or {}:
-        parts = metric.split("/")
-        if parts[0] == "eval" and parts[1] in evaluations:
-            return str(parts[1])
-    return evaluations[0] if evaluations else None
+def watched_points(spec: Spec) -> list[Point]:
+    """What is evaluated while a run goes on: what objectives, the pruner and early stop depend on.
+
+    Where they name no evaluation, the first.
+    """
+    study, train = spec.get("study") or {}, spec.get("train") or {}
+    names = list(study.get("objective") or {})
+    for rule in (study.get("pruner"), train.get("early_stop")):
+        if isinstance(rule, Mapping) and rule.get("on"):
+            names.append(rule["on"])
+    points = list(eval_points(spec))
+    named = set()
+    for name in names:
+        fitting = [point.prefix for point in points if name.startswith(f"eval/{point.prefix}/")]
+        named |= {max(fitting, key=len)} if fitting else set()
+    return [point for point in points if point.prefix in named] or points[:1]
 
 
 class Models:
@@ -95,7 +102,7 @@ class Evaluator:
         training = model.training
         model.eval()
         try:
-            with torch.random.fork_rng():
+            with own_random_state(self.device):
                 return evaluate(
                     model,
                     task,
@@ -112,6 +119,7 @@ class Evaluator:
         key = canonical([point.task, split, size])
         if key not in self._rows:
             task = make_task(point.task, point.model)
+            check_vocabulary(task, self.models.base, f"eval.{point.evaluation}.task")
             self._rows[key] = (task, task.dataset(split, size, self.seed))
         return self._rows[key]
 
@@ -127,6 +135,22 @@ def make_task(task: Spec, model: Spec) -> Task:
         backbone["pretrained"], revision=backbone.get("revision")
     )
     return build_task(task, tokenizer=tokenizer)
+
+
+def check_vocabulary(task: Task, model: Any, path: str) -> None:
+    """Raise SpecError where a task has token ids that the model does not know."""
+    known = model.backbone.get_input_embeddings().num_embeddings
+    if task.vocab_size > known:
+        raise SpecError(
+            f"has {task.vocab_size} tokens, but the model knows {known}: give "
+            f"model.backbone.vocab_size={task.vocab_size}, or a task with fewer tokens",
+            path=path,
+        )
+
+
+def own_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """What is drawn inside leaves the random states outside as they were."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def canonical(value: Any) -> str:

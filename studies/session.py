@@ -21,14 +21,17 @@ from memarch.arch.build import build_model
 from memarch.arch.settings import parse
 from memarch.studies import checkpoints, optimizers
 from memarch.studies.budget import Budget, Spent
+from memarch.studies.machine import reset_peak_memory
 from memarch.studies.points import (
     Evaluator,
     Models,
     Point,
     canonical,
+    check_vocabulary,
     eval_points,
     make_task,
-    objective_evaluation,
+    own_random_state,
+    watched_points,
 )
 from memarch.studies.spec import TrainSettings
 from memarch.studies.stages import StageRecord, is_met, stage_specs
@@ -114,8 +117,8 @@ class Session:
         self.model = self._initial_model(task)
         self.models = Models(self.model, spec["model"])
         self.evaluator = Evaluator(self.models, seed_of(spec, "data"), self.device)
-        self.objective = objective_evaluation(spec)
-        self.primary, self.maximize = f"eval/{self.objective}/{task.primary}", task.maximize
+        self.watched = watched_points(spec)
+        self.primary, self.maximize = self._primary(task)
         self.specs = stage_specs(spec)
         self.checkpoint = checkpoints.load_checkpoint(self.checkpoints)
         if self.checkpoint is None:
@@ -156,6 +159,15 @@ class Session:
             optimizers.add_lora(model.backbone, self.settings.lora.model_dump())
         return model.to(self.device)
 
+    def _primary(self, task: Task) -> tuple[str, bool]:
+        """The metric whose curve says whether the run has converged, and whether more is better."""
+        objective = (self.spec.get("study") or {}).get("objective") or {}
+        for name, direction in objective.items():
+            if name.startswith("eval/"):
+                return name, direction == "maximize"
+        name = self.watched[0].prefix if self.watched else ""
+        return f"eval/{name}/{task.primary}", task.maximize
+
     # Batches.
 
     def draw(self) -> Iterator[dict[str, Tensor]]:
@@ -186,6 +198,7 @@ class Session:
         index = self.progress.stage
         spec = self.specs[index]
         task, train = make_task(spec["task"], spec["model"]), train_settings(spec)
+        check_vocabulary(task, self.model, f"train.stages.{index}.set")
         model = self.models.at(spec["model"])
         optimizers.set_trainable(self.model, train.trainable)
         model.train()
@@ -203,7 +216,7 @@ class Session:
         }
         key = canonical([spec["model"], spec["train"].get("trainable"), lengths])
         if key not in self._costs:
-            with torch.random.fork_rng():
+            with own_random_state(self.device):
                 self._costs[key] = dict(cost.measure(model, **lengths))
         return self._costs[key]
 
@@ -226,10 +239,10 @@ class Session:
     def _stage_metrics(self) -> dict[str, float]:
         """Scores on the present stage's own task and model, where its end depends on them."""
         index, given = self.progress.stage, self.settings.stages
-        if index >= len(given) or not given[index].until or self.objective is None:
+        if index >= len(given) or not given[index].until or not self.watched:
             return {}
-        spec, settings = self.stage.spec, self.spec["eval"][self.objective]
-        point = Point("stage", "", spec["task"], spec["model"], settings)
+        spec = self.stage.spec
+        point = Point("stage", "", spec["task"], spec["model"], self.watched[0].settings)
         metrics = self.evaluator.at(point, "validation", EVALUATION_ROWS)
         return {f"stage/{name}": value for name, value in metrics.items()}
 
@@ -300,7 +313,7 @@ class Session:
             progress.evaluations = self._tenths()
             metrics = {
                 f"eval/{point.prefix}/{name}": value
-                for point in eval_points(self.spec, self.objective, sweeps=False)
+                for point in self.watched
                 for name, value in self._point(point, EVALUATION_ROWS).items()
             }
             stage_metrics = self._stage_metrics()
@@ -384,6 +397,8 @@ class Session:
             self.checkpoint = None
         else:
             set_seed(seed_of(self.spec, "model"))
+        # By now the Trainer has collected what an earlier trial left in a warm worker.
+        reset_peak_memory()
         self.clock = time.perf_counter()
 
 

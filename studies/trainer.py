@@ -79,6 +79,7 @@ class SessionTrainer(Trainer):
             logging_strategy="no",
             logging_nan_inf_filter=False,
             report_to="none",
+            use_cpu=session.device.type == "cpu",
             disable_tqdm=True,
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device; never DataParallel

@@ -490,6 +490,31 @@ def test_sweeps_are_evaluated_at_the_end(tmp_path):
     assert result["metrics"] == rows[-1]
 
 
+def test_what_the_pruner_and_the_objectives_need_is_evaluated_on_the_way(tmp_path):
+    spec = make_spec(RMT, eval_every=4)
+    model = copy.deepcopy(spec["model"])
+    model["memory"]["main"]["write"] = {"type": "forward", "steps": 3}
+    kv = spec["eval"]["kv"]
+    spec["eval"] = {
+        "other": kv,
+        "kv": kv | {"points": [{"name": "steps-3", "spec": {"model": model}}]},
+        "far": kv | {"task": spec["task"] | {"pairs": 4}},
+    }
+    spec["study"]["objective"] = {"eval/kv/steps-3/loss": "minimize"}
+    spec["study"]["pruner"] = {"type": "median", "on": "eval/far/exact_match"}
+    session = Session(spec, tmp_path, ignore)
+    assert [point.prefix for point in session.watched] == ["kv/steps-3", "far"]
+    assert (session.primary, session.maximize) == ("eval/kv/steps-3/loss", False)
+
+
+def test_an_evaluation_with_unknown_tokens_is_an_error(tmp_path):
+    spec = make_spec(budget={"steps": 1})
+    task = spec["task"] | {"alphabet": 30}
+    spec["eval"]["far"] = spec["eval"]["kv"] | {"task": task}
+    with pytest.raises(SpecError, match=r"eval.far.task: has \d+ tokens, but the model knows"):
+        train(spec, tmp_path, ignore)
+
+
 def test_a_run_leaves_nothing_but_its_folder(tmp_path, monkeypatch, capfd):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
