@@ -179,10 +179,11 @@ def _types(schema: Json) -> Iterator[str]:
 def _model(definitions: Json, references: dict[type[BaseModel], Json]) -> Json:
     """Backbone keys are those of the model's config.json, which differ from type to type."""
     fields = ModelSpec.model_fields
+    choices: dict[str, Any] = {"schedule": Schedule, "impl": Impl}
     literal = {
-        name: TypeAdapter[Any](kind).json_schema()
+        name: TypeAdapter(kind).json_schema()
         | {"description": fields[name].description or name, "default": fields[name].default}
-        for name, kind in (("schedule", Schedule), ("impl", Impl))
+        for name, kind in choices.items()
     }
     backbone = {
         "type": "object",

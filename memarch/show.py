@@ -136,6 +136,7 @@ def leaderboard(document: board.Document) -> RenderableType:
     goals = board.objectives(document)
     main, _ = board.main_objective(document)
     rows = board.ranked(document)
+    seed = board.several_seeds(document)
     floors = board.floors(rows, main)
     costs = [
         name for name in board.COSTS if any(board.score(row, name) is not None for row in rows)
@@ -157,7 +158,7 @@ def leaderboard(document: board.Document) -> RenderableType:
             str(rank),
             f"{trial['number']:03d}",
             label,
-            escape(board.settings(trial)),
+            escape(board.settings(trial, seed=seed)),
             *(_score(trial, name, floors if name == main else {}) for name in goals),
             *(board.cost(trial, name) for name in costs),
             style="cyan" if baseline else ("bold" if trial["number"] in document["best"] else None),

@@ -170,10 +170,21 @@ def cost(trial: Trial, name: str) -> str:
     return quantity(value) if name.startswith("cost/") else number(value, digits=4)
 
 
-def settings(trial: Trial) -> str:
-    """What was drawn for a trial, in one line: `num_tokens 8, write_steps 2`."""
+def settings(trial: Trial, *, seed: bool = False) -> str:
+    """What was drawn for a trial, in one line: `num_tokens 8, write_steps 2`; its seed if asked."""
     params = {k: v for k, v in trial.get("params", {}).items() if k != "variant"}
-    return ", ".join(f"{name} {number(value)}" for name, value in params.items())
+    words = [f"{name} {number(value)}" for name, value in params.items()]
+    return ", ".join(words + ([f"seed {_seed(trial)}"] if seed else []))
+
+
+def several_seeds(document: Document) -> bool:
+    """Whether there are trials that differ in nothing but the model's seed."""
+    return len({_seed(trial) for trial in document["trials"]} - {None}) > 1
+
+
+def _seed(trial: Trial) -> int | None:
+    seeds = ((trial.get("spec") or {}).get("study") or {}).get("seeds") or {}
+    return seeds.get("model")
 
 
 def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:

@@ -125,6 +125,7 @@ def _leaderboard(records: Records) -> str:
     rows = board.ranked(document)
     if not rows:
         return "<p class=note>No trial has finished yet.</p>"
+    seed = board.several_seeds(document)
     floor = max(records.floors.values(), default=None)
     maximize = board.main_objective(document)[1]
     costs = [c for c in board.COSTS if any(board.score(row, c) is not None for row in rows)]
@@ -132,7 +133,7 @@ def _leaderboard(records: Records) -> str:
     body = []
     for rank, trial in enumerate(rows, start=1):
         cells = [_cell(rank, rank), _cell(f"{trial['number']:03d}", trial["number"])]
-        cells += [_variant(records, trial), _cell(board.settings(trial))]
+        cells += [_variant(records, trial), _cell(board.settings(trial, seed=seed))]
         for goal in goals:
             value = board.score(trial, goal)
             low = value is not None and floor is not None and maximize and value <= floor

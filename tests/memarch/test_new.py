@@ -24,9 +24,9 @@ def new(kind: str, path: Path) -> str:
 def test_a_template_takes_the_name_of_its_file_and_passes_its_own_tests(
     kind: str, tmp_path: Path
 ) -> None:
-    text = new(kind, tmp_path / "leaky_thing.py")
-    assert 'register("leaky_thing"' in text
-    assert "class LeakyThing(" in text
+    text = new(kind, tmp_path / f"leaky_{kind}.py")
+    assert f'register("leaky_{kind}"' in text
+    assert f"class Leaky{kind.capitalize()}(" in text
     assert f"my_{kind}" not in text
     assert f"My{kind.capitalize()}" not in text
     load_plugins([tmp_path / f"leaky_{kind}.py"])
@@ -108,7 +108,7 @@ def test_new_refuses(
 
 STUDY = """
 plugins: [newcomers_memory.py, newcomers_task.py]
-study: {name: newcomer, design: all}
+study: {name: newcomer, design: all, finalists: 0}
 variants:
   rmt: {model.memory.main: {type: rmt, num_tokens: 2}}
   mine: {model.memory.main: {type: newcomers_memory, rate: 0.25}}

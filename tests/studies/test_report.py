@@ -128,6 +128,13 @@ def test_numbers_are_written_for_people(shown: str, expected: str) -> None:
     assert shown == expected
 
 
+def test_a_trial_is_told_from_its_replicates_by_its_seed() -> None:
+    rows = [trial(n, "rmt", 0.5, 1, spec={"study": {"seeds": {"model": n}}}) for n in (1, 2)]
+    assert board.several_seeds(document(rows))
+    assert not board.several_seeds(document(rows[:1]))
+    assert board.settings(rows[1], seed=True) == "num_tokens 2, lr 0.00314, seed 2"
+
+
 def test_ticks_are_round_and_cover_the_values() -> None:
     assert nice_ticks(0.13, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert nice_ticks(3.0, 3.0)[0] < 3 < nice_ticks(3.0, 3.0)[-1]
