@@ -42,7 +42,7 @@ def _describe(kind: str, entry: Entry[Any]) -> dict[str, Any]:
     return {
         "name": entry.name,
         "kind": kind,
-        "summary": (own or module).split("\n")[0],
+        "summary": _summary(entry, module, own),
         "recurrence": ("per_segment" if site == "segment" else "per_layer") if memory else None,
         "site": site,
         "paper": entry.paper or None,
@@ -51,6 +51,23 @@ def _describe(kind: str, entry: Entry[Any]) -> dict[str, Any]:
         "equations": f"{module}\n\n{own}".strip(),
         "module": cls.__module__,
     }
+
+
+def _summary(entry: Entry[Any], module: str, own: str) -> str:
+    """The first line of its docs; what a preset sets beside it."""
+    first = (own or module).split("\n")[0]
+    if "module's docstring" in first:
+        first = module.split("\n")[0]
+    if not entry.defaults:
+        return first
+    from memarch.arch.spec import own_name
+
+    given = [f"{key}: {_short(value)}" for key, value in entry.defaults.items()]
+    return f"{first} ({own_name(entry)} with {', '.join(given)})"
+
+
+def _short(value: Any) -> str:
+    return str(value.get("type", value)) if isinstance(value, Mapping) else str(value)
 
 
 def _state_bytes(entry: Entry[Any]) -> int | None:
