@@ -143,9 +143,11 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         kinds = {memory.positions for memory in self._all_memories()}
         return "input" if "input" in kinds else "segment"
 
-    def resolved_schedule(self, batch: int = 1) -> tuple[str, str]:
-        """The order of cells for a batch of this size, and why."""
-        return choose_schedule(self.spec, self.outer_memories, self._all_memories(), batch)
+    def resolved_schedule(self, batch: int = 1, truncate: int | None = None) -> tuple[str, str]:
+        """The order of cells for a batch of this size, and why; `truncate` as in `forward`."""
+        return choose_schedule(
+            self.spec, self.outer_memories, self._all_memories(), batch, truncate is not None
+        )
 
     def init_memory(self, batch: int) -> MemoryState:
         """The state before anything was written."""
@@ -177,7 +179,7 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
             return MemarchOutput(logits=logits, past_key_values=past_key_values)
         with _outside_inference_mode():
             input_ids, valid = _plain(input_ids), _valid(attention_mask)
-            run = Run(self, self._order(len(input_ids), truncate), truncate)
+            run = Run(self, self.resolved_schedule(len(input_ids), truncate)[0], truncate)
             state = None if memory is None else self._unpack(memory)
             if context_ids is not None:
                 state = self._write(run, _plain(context_ids), _valid(context_mask), state)
@@ -204,7 +206,7 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         of `segment_length` long.
         """
         with _outside_inference_mode():
-            run = Run(self, self._order(len(context_ids), truncate), truncate)
+            run = Run(self, self.resolved_schedule(len(context_ids), truncate)[0], truncate)
             state = None if memory is None else self._unpack(memory)
             return self._write(run, _plain(context_ids), _valid(attention_mask), state).pack()
 
@@ -248,12 +250,6 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         return other.train(self.training)
 
     # How it does it.
-
-    def _order(self, batch: int, truncate: int | None) -> str:
-        """The schedule of a run. One that cuts gradients between segments must have cells there."""
-        name, _ = self.resolved_schedule(batch)
-        cut = truncate is not None and name == "layerwise" and self.spec.schedule == "auto"
-        return "diagonal" if cut else name
 
     def _all_memories(self) -> list[Memory]:
         return [memory for memory in self.memories.modules() if isinstance(memory, Memory)]

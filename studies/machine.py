@@ -1,13 +1,15 @@
-"""What a run used and ran on: peak memory, threads, versions."""
+"""The process that a run lives in: versions, peak memory, no progress bars."""
 
 from __future__ import annotations
 
 import platform
-import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
 
 PACKAGES = ("memarch", "torch", "transformers", "numpy", "peft", "datasets")
 
@@ -42,5 +44,19 @@ def peak_memory_bytes() -> int:
         line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
+        import resource  # not on every system
+
         unit = 1 if platform.system() == "Darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars; what the caller had chosen holds again afterwards."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -21,7 +21,7 @@ from memarch.arch.build import build_model
 from memarch.arch.settings import parse
 from memarch.studies import checkpoints, optimizers
 from memarch.studies.budget import Budget, Spent
-from memarch.studies.machine import reset_peak_memory
+from memarch.studies.machine import reset_peak_memory, without_progress_bars
 from memarch.studies.points import (
     Evaluator,
     Models,
@@ -152,7 +152,8 @@ class Session:
 
     def _initial_model(self, task: Task) -> Any:
         seed = seed_of(self.spec, "model")
-        model = build_model(self.spec["model"], vocab_size=task.vocab_size, seed=seed)
+        with without_progress_bars():
+            model = build_model(self.spec["model"], vocab_size=task.vocab_size, seed=seed)
         if self.settings.init_from is not None:
             load_weights(model, find_model(self.settings.init_from, self.folder))
         if self.settings.trainable == "lora":

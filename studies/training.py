@@ -9,18 +9,15 @@ final weights are equal bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
 from memarch.arch.model import MemarchModel
 from memarch.components.errors import SpecError
 from memarch.studies import optimizers
-from memarch.studies.machine import peak_memory_bytes, reset_peak_memory
+from memarch.studies.machine import peak_memory_bytes, reset_peak_memory, without_progress_bars
 from memarch.studies.points import Evaluator, Models, eval_points
 from memarch.studies.session import Report, Session, TrainingFailure, default_device, seed_of
 from memarch.studies.tasks.base import Split
@@ -61,7 +58,9 @@ def train(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, An
         "solved": progress.solved,
         "converged": progress.solved or has_converged(curve, session.maximize),
         "stages": [asdict(record) for record in progress.stages],
-        "schedule": list(session.model.resolved_schedule(session.settings.batch_size)),
+        "schedule": list(
+            session.model.resolved_schedule(session.settings.batch_size, session.settings.truncate)
+        ),
         "resumed_at": session.resumed_at,
     }
 
@@ -116,18 +115,6 @@ def save_model(session: Session, path: Path) -> None:
         optimizers.merge_lora(session.model.backbone)
     with without_progress_bars():
         session.model.save_pretrained(path)
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing bars; what the caller had chosen holds again afterwards."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def has_converged(curve: list[float], maximize: bool) -> bool:
