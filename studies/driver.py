@@ -19,15 +19,15 @@ point once per seed. Draws with equal resolved specs are one trial: later ones g
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
-import sqlite3
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,10 +56,12 @@ from memarch.studies.store import (
     FINISHED,
     Json,
     StudyFolder,
+    create_database,
     find_spec,
     find_study,
     lease,
     list_studies,
+    lives_here,
     read_json,
     show_study,
     storage_folder,
@@ -667,6 +669,7 @@ class _Driver:
         spec = self.folder.trial(frozen.number).spec
         assert spec is not None
         trial = _Trial(record, asked, spec)
+        self._end_orphan(frozen.number)
         result = self.folder.trial(frozen.number).result
         if record["state"] in FINISHED:
             self._tell(asked, record)
@@ -679,6 +682,14 @@ class _Driver:
             self._finish(trial, result)
         else:
             self.waiting.append(trial)
+
+    def _end_orphan(self, number: int) -> None:
+        """Workers die with their driver, a moment later: nobody else may write in the folder."""
+        process = read_json(self.folder.trial(number).path / "worker.json")
+        while process is not None and lives_here(process):
+            with suppress(ProcessLookupError):
+                os.kill(process["pid"], signal.SIGKILL)
+            time.sleep(0.02)
 
     def _seed_of(self, number: int) -> Any:
         return self.points[number].seed if self.points else self.seeds[number % len(self.seeds)]
@@ -764,8 +775,9 @@ def _open_optuna(folder: StudyFolder, objective: Mapping[str, str]) -> optuna.St
     A crash of the machine may then lose the last moments, a crash of the driver nothing.
     """
     path = folder.storage / "optuna.db"
-    with sqlite3.connect(path) as database:
-        database.execute("PRAGMA journal_mode=WAL")
+    create_database(
+        path, lambda new: optuna.storages.RDBStorage(f"sqlite:///{new}").engine.dispose()
+    )
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
     )

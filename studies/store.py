@@ -10,6 +10,7 @@
             record.json   number, variant, state, params, metrics, reason, attempts: `study show`
             spec.json     the concrete spec
             progress.jsonl  one line a report: attempt, step, time, metrics
+            worker.json     the process that was last at it
             result.json   the worker's last act; test.json: scores on the test split
             checkpoints/, model/
 
@@ -23,10 +24,11 @@ import json
 import math
 import os
 import socket
+import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +88,26 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item"):  # scalars of numpy and torch
         return plain(value.item())
     return str(value)
+
+
+def create_database(path: Path, create: Callable[[Path], None]) -> None:
+    """Make a SQLite file that other processes see finished, or not at all; in write-ahead mode.
+
+    Cut off in the middle of making its tables, a database would be of no use ever after.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        unfinished = path.with_name(f".{path.name}.new")
+        for leftover in path.parent.glob(f"{unfinished.name}*"):
+            leftover.unlink()
+        create(unfinished)
+        with sqlite3.connect(unfinished) as database:
+            database.execute("PRAGMA journal_mode=WAL")
+        database.close()  # the log is merged into the file
+        os.replace(unfinished, path)
 
 
 @dataclass(frozen=True)
@@ -247,8 +269,21 @@ def lease_holder(folder: Path) -> Json | None:
         return None
     if holder["host"] != socket.gethostname():
         return holder if age < STALE_AFTER else None
-    started = _started(holder["pid"])
-    return holder if started is not None and started == holder["started"] else None
+    return holder if lives_here(holder) else None
+
+
+def this_process() -> Json:
+    """What tells this process from all others, on all machines."""
+    pid = os.getpid()
+    return {"pid": pid, "host": socket.gethostname(), "started": _started(pid)}
+
+
+def lives_here(process: Json) -> bool:
+    """Whether a process, by what `this_process` said in it, runs on this machine now."""
+    if process["host"] != socket.gethostname():
+        return False
+    started = _started(process["pid"])
+    return started is not None and started == process["started"]
 
 
 def _started(pid: int) -> str | None:
@@ -280,8 +315,7 @@ def lease(folder: Path) -> Iterator[None]:
     """Be the study's one driver, with a heartbeat, for as long as the block runs."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lease"
-    mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
-    mine["token"] = uuid.uuid4().hex
+    mine = this_process() | {"token": uuid.uuid4().hex}
     with (folder / ".lease.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         holder = lease_holder(folder)

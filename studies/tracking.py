@@ -11,14 +11,15 @@ import copy
 import logging
 import os
 import queue
-import sqlite3
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memarch.studies.store import FINISHED, Json, StudyFolder
+from memarch.studies.store import FINISHED, Json, StudyFolder, create_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -157,12 +158,10 @@ class Tracking:
 
         storage = self._folder.storage
         uri = tracking_uri(storage)
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)  # creates and migrates the database
         local = uri == f"sqlite:///{storage / 'mlflow.db'}"
         if local:
-            with sqlite3.connect(storage / "mlflow.db") as database:
-                database.execute("PRAGMA journal_mode=WAL")
+            _prepare_database(storage)
+        client = MlflowClient(tracking_uri=uri)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._folder.name
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
@@ -272,6 +271,8 @@ class Tracking:
             return
         if number not in self._runs:
             self._start(record)
+        for report in self._folder.trial(number).progress():
+            self._report(number, report["step"], report["time"], report["metrics"])
         self._log_final(record)
         folder = self._folder.trial(number).path
         for name in ("spec.json", "result.json"):
@@ -285,7 +286,12 @@ class Tracking:
 
     def _log_final(self, record: Json) -> None:
         number = record["number"]
-        self._collect(number, self._last_step.get(number, 0), time.time(), record["metrics"])
+        step = self._last_step.get(number, 0)
+        logged = self._logged.get(number, {})
+        new = {n: v for n, v in record["metrics"].items() if logged.get((_key(n), step)) != v}
+        for name in new:
+            logged.pop((_key(name), step), None)
+        self._collect(number, step, time.time(), new)
         self._flush_trial(number)
 
     def _collect(self, number: int, step: int, at: float, metrics: Mapping[str, Any]) -> None:
@@ -293,7 +299,7 @@ class Tracking:
         logged = self._logged.setdefault(number, {})
         for name, value in metrics.items():
             key = (_key(name), step)
-            if value is not None and logged.get(key) != value:
+            if value is not None and key not in logged:
                 logged[key] = value
                 self._waiting.setdefault(number, []).append((*key, value, int(at * 1000)))
 
@@ -319,6 +325,28 @@ class Tracking:
         metrics = [Metric(name, value, at, step) for name, step, value, at in waiting]
         for start in range(0, len(metrics), BATCH):
             self._client.log_batch(self._runs[number], metrics=metrics[start : start + BATCH])
+
+
+def _prepare_database(storage: Path) -> None:
+    """Create the SQLite file, or bring an older MLflow's up to date, with a copy kept beside it."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.db.utils import _upgrade_db
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    def connect(path: Path) -> Any:
+        return SqlAlchemyStore(f"sqlite:///{path}", (storage / "mlartifacts").as_uri())
+
+    path = storage / "mlflow.db"
+    create_database(path, lambda new: connect(new).engine.dispose())
+    try:
+        connect(path).engine.dispose()
+    except MlflowException as error:
+        if "out-of-date" not in str(error):
+            raise
+        import sqlalchemy
+
+        shutil.copyfile(path, path.with_name(f"mlflow.db.before-{version('mlflow')}"))
+        _upgrade_db(sqlalchemy.create_engine(f"sqlite:///{path}"))
 
 
 def _key(name: str) -> str:

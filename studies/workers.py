@@ -26,7 +26,7 @@ from typing import Any
 import ray
 
 from memarch.components.errors import SpecError
-from memarch.studies.store import Json, plain, write_json, write_text
+from memarch.studies.store import Json, plain, this_process, write_json, write_text
 
 MESSAGE_INTERVAL = 1.0
 ANSWER_WAIT = 1.0
@@ -158,6 +158,7 @@ class Worker:
         """One attempt at a trial: its result, and the reports that were not sent on the way."""
         folder = Path(job.folder)
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "worker.json", this_process())
         report = Reporter(job, self._mailbox)
         self._mailbox.post.remote((job.number, job.attempt), [])  # its time runs from now
         self._set_threads()
@@ -372,6 +373,7 @@ def start_ray(address: str | None) -> bool:
         ray.init(address=address, **quiet)
     else:
         ray.init(
+            address="local",
             num_cpus=os.cpu_count(),
             include_dashboard=False,
             object_store_memory=100 * 2**20,  # only specs and scores travel

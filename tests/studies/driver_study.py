@@ -27,10 +27,7 @@ study:
 vars:
   segment_length: {{choice: [16, 32, 64]}}
   lr: {lr}
-variants:
-  none: {{model.memory: {{}}, model.segment_length: 16}}
-  rmt: {{model.memory.main: {{type: rmt, num_tokens: 2}}}}
-  deltanet: {{model.memory.main: {{type: deltanet, heads: 4}}}}
+variants: {variants}
 task: {{type: kv_retrieval, pairs: 4, format: compact}}
 model:
   backbone: {{type: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4}}
@@ -39,6 +36,12 @@ train: {{budget: {{steps: 100}}, lr: $lr}}
 eval: {{kv: {{task: same}}}}
 resources: {{cpus: {cpus}}}
 """
+
+VARIANTS = {
+    "none": {"model.memory": {}, "model.segment_length": 16},
+    "rmt": {"model.memory.main": {"type": "rmt", "num_tokens": 2}},
+    "deltanet": {"model.memory.main": {"type": "deltanet", "heads": 4}},
+}
 
 DEFAULTS: dict[str, Any] = {
     "name": "study",
@@ -54,12 +57,14 @@ DEFAULTS: dict[str, Any] = {
     "trial_time_limit": "null",
     "lr": "{float: [1e-4, 1e-1], log: true}",
     "cpus": 2,
+    "variants": VARIANTS,
 }
 
 
 def write_study(folder: Path, **settings: Any) -> Path:
     values = DEFAULTS | settings
-    values["question"] = json.dumps(values["question"])
+    for name in ("question", "variants"):
+        values[name] = json.dumps(values[name])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{values['name']}.yaml"
     path.write_text(TEMPLATE.format(**values))

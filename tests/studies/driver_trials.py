@@ -39,11 +39,16 @@ def run(spec: dict[str, Any], folder: Path, report: Any) -> dict[str, Any]:
     reports = plan.get("reports", 2)
     for index in range(begun, reports):
         step = STEPS * (index + 1) // reports
-        metrics = {"eval/kv/exact_match": final * step / STEPS, "cost/state_bytes": state_bytes}
+        metrics = {
+            "eval/kv/exact_match": round(final * step / STEPS, 6),
+            "cost/state_bytes": state_bytes,
+        }
         time.sleep(plan.get("seconds", 0) / reports)
         if report(step, metrics | {"train/begun": float(begun)}):
             return {"state": "pruned", "reason": "stopped by the pruner", "metrics": metrics}
         checkpoint.write_text(str(index + 1))
+        if number in plan.get("pause", []) and attempt == 1:
+            time.sleep(60)
         if attempt <= plan.get("die", {}).get(str(number), 0):
             os.kill(os.getpid(), 9)
     if number in plan.get("hang", []):

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from memarch.components.errors import SpecError
 from memarch.studies import events
 from memarch.studies.driver import list_studies, resume_study, show_study
 from memarch.studies.store import StudyFolder
-from memarch.studies.workers import start_ray
 
 
 def load_sibling(name: str) -> Any:
@@ -35,14 +33,7 @@ def load_sibling(name: str) -> Any:
 helpers = load_sibling("driver_study")
 run, write_study = helpers.run, helpers.write_study
 
-
-@pytest.fixture(scope="session", autouse=True)
-def local_ray() -> Iterator[None]:
-    import ray
-
-    start_ray(None)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +76,7 @@ def states(result: events.StudyResult) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def searched(shared, tmp_path_factory) -> tuple[events.StudyResult, Log]:
+def searched(local_ray, shared, tmp_path_factory) -> tuple[events.StudyResult, Log]:
     file = write_study(
         tmp_path_factory.mktemp("files"),
         name="searched",
@@ -184,17 +175,11 @@ def test_a_name_is_used_once(searched, shared, tmp_path):
     assert run(file, shared, name="other", overrides=["study.budget.trials=1"]).name == "other"
 
 
-def test_a_resumed_study_may_get_a_larger_budget(shared, tmp_path):
+def test_a_study_may_grow_and_does_not_change_with_its_file(shared, tmp_path):
     run(write_study(tmp_path, name="grown", budget="{trials: 2}"), shared)
+    write_study(tmp_path, name="grown", lr="{float: [1, 2]}")
     result = resume_study("grown", storage=shared, overrides=["study.budget.trials=4"])
     assert states(result) == ["complete"] * 4
-
-
-def test_a_study_does_not_change_with_its_file(shared, tmp_path):
-    file = write_study(tmp_path, name="frozen", budget="{trials: 2}")
-    run(file, shared)
-    write_study(tmp_path, name="frozen", lr="{float: [1, 2]}")
-    result = resume_study("frozen", storage=shared, overrides=["study.budget.trials=4"])
     assert all(trial["params"]["lr"] < 1 for trial in result.trials)
 
 
@@ -298,38 +283,36 @@ def test_replicates_of_a_search_differ_in_their_seed_only(shared, tmp_path):
     assert result.best[0] in (0, 3, 6)
 
 
-@pytest.mark.parametrize("sampler", ["grid", "nsga2"])
-def test_other_samplers(shared, tmp_path, sampler):
+def test_the_grid_sampler_ends_a_search_by_itself(shared, tmp_path):
     file = write_study(
-        tmp_path,
-        name=f"by-{sampler}",
-        sampler=sampler,
-        lr="{choice: [0.001, 0.003]}",
-        budget="{trials: 5}",
+        tmp_path, name="shuffled", sampler="grid", budget="{}", lr="{choice: [0.001, 0.003]}"
     )
-    assert states(run(file, shared)).count("complete") >= 5
+    result = run(file, shared)
+    assert len(result.trials) == 14
+    assert [trial["variant"] for trial in result.trials[:2]] != ["none", "none"]
 
 
 def test_pruning_under_two_objectives(shared, tmp_path):
     file = write_study(
         tmp_path,
         name="pruned",
+        design="grid",
+        variants={"rmt": {"model.memory.main": {"type": "rmt", "num_tokens": 2}}},
         objective="{eval/kv/exact_match: maximize, cost/state_bytes: minimize}",
         pruner="{type: median, on: eval/kv/exact_match, n_startup_trials: 1, after: 20%}",
-        question={"reports": 6, "seconds": 3},
-        budget="{trials: 8}",
+        question={"reports": 6, "seconds": 2.4},
+        lr="{choice: [0.003, 0.1]}",
+        budget="{}",
     )
-    result = run(file, shared)
-    assert set(states(result)) == {"complete", "pruned"}
-    assert len(result.best) >= 1
-    pruned = next(t for t in result.trials if t["state"] == "pruned")
-    peers = [
-        t
-        for t in result.trials
-        if t["variant"] == pruned["variant"] and t["number"] < pruned["number"]
-    ]
-    assert peers
-    assert {t.state.name for t in optuna_trials(shared, "pruned")} == {"COMPLETE", "PRUNED"}
+    log = Log()
+    result = run(file, shared, overrides=["vars.segment_length=16"], on_event=log)
+    assert states(result) == ["complete", "pruned"]
+    assert result.best == [0]
+    last = max(e.share for e in log.of(events.TrialProgress) if e.number == 1)
+    assert 0.2 <= last < 1
+    assert [t.state.name for t in optuna_trials(shared, "pruned")] == ["COMPLETE", "PRUNED"]
+    _, children = mlflow_runs(shared, "pruned")
+    assert children[1].data.tags["state"] == "pruned"
 
 
 def test_a_killed_worker_costs_no_trial(shared, tmp_path, capfd):
