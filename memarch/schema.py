@@ -261,4 +261,5 @@ def _one_of(
 def _described(entry: Entry[Any]) -> str:
     name = own_name(entry)
     aside = f" Preset of {name}." if name != entry.name else ""
-    return f"{(entry.cls.__doc__ or '').strip().splitlines()[0]}{aside}"
+    summary = (entry.cls.__doc__ or "").strip().partition("\n")[0]
+    return f"{summary}{aside}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,20 @@ def _seeds() -> None:
         torch = sys.modules["torch"]
         torch.manual_seed(0)
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _plugins() -> Iterator[None]:
+    """A plugin that a test loads is unknown again in the next one."""
+
+    def loaded() -> set[str]:
+        plugins = sys.modules.get("memarch.components.plugins")
+        return set(plugins._registered) if plugins else set()
+
+    before = loaded()
+    yield
+    for name in loaded() - before:
+        sys.modules["memarch.components.plugins"]._forget(name)
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,7 @@ def wrap(folder: Path, memory: dict[str, Any], **backbone: Any) -> MemarchModel:
     return build_model(spec).eval()
 
 
+@torch.no_grad()
 def test_a_fresh_associative_memory_leaves_the_logits_of_the_bare_model(folder: Path) -> None:
     ids = torch.randint(0, 31, (2, 29))
     bare = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
