@@ -373,6 +373,8 @@ class StudyFile:
                 at = self._changed(changes, f"eval.{name}.sweep", variant, draws, patches, resolver)
                 changed = {key: at[key] for key in ("task", "model") if at[key] != spec[key]}
                 own = at["eval"][name]["task"]
+                if settings["task"] != "same":  # its own task counts, not the training task
+                    changed.pop("task", None)
                 if own != settings["task"]:
                     changed["task"] = own
                 points.append({"name": _point_name(changes), "set": changes, "spec": changed})
