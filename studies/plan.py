@@ -106,7 +106,7 @@ def figures(spec: Mapping[str, Any]) -> Json:
     query = batch["input_ids"].shape[1]
     costs = measure(model, context_length=context, query_length=query)
     size, accumulate = spec["train"]["batch_size"], spec["train"].get("accumulate", 1)
-    schedule, reason = model.resolved_schedule(size)
+    schedule, reason = model.resolved_schedule(size, spec["train"].get("truncate"))
     tokens = (context + query * batch["input_ids"].shape[0]) * size * accumulate
     found = {name.removeprefix("cost/"): value for name, value in costs.items()}
     for name in ("parameters", "state_bytes", "state_floats"):
