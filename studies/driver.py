@@ -67,7 +67,7 @@ from memarch.studies.store import (
     storage_folder,
     write_json,
 )
-from memarch.studies.tracking import Tracking, run_name
+from memarch.studies.tracking import Tracking, check_tracking_uri, run_name
 from memarch.studies.workers import Job, Key, Pool, Size, open_mailbox, start_ray
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ def run_study(
     study_file = load_study(
         Path(file), tuple(overrides), find_trial=lambda study, trial: find_spec(root, study, trial)
     )
-    study_file.validate()
+    notes = study_file.validate()
+    check_tracking_uri(root)
     folder = StudyFolder(root, name or study_file.study["name"] or Path(file).stem)
     with lease(folder.path):
         if folder.exists():
@@ -127,7 +128,7 @@ def run_study(
             "test_function": test_function,
         }
         _begin(folder, study_file, info)
-        return _Driver(folder, address, on_event).run()
+        return _Driver(folder, address, on_event).run(notes)
 
 
 def resume_study(
@@ -144,9 +145,10 @@ def resume_study(
         info = folder.info
         info["overrides"] = [*info["overrides"], *overrides]
         study_file = read_snapshot(folder.path, info["overrides"])
-        study_file.validate()
+        notes = study_file.validate()
+        check_tracking_uri(folder.storage)
         folder.write_info(info)
-        return _Driver(folder, address, on_event).run()
+        return _Driver(folder, address, on_event).run(notes)
 
 
 def _ignore(event: Event) -> None:
@@ -184,7 +186,6 @@ class _Trial:
     optuna: optuna.Trial
     spec: Json
     attempt: int = 0
-    deaths: int = 0
     started: float | None = None
     """When its worker began, which had to be made and to import before."""
     stop_at: float | None = None
@@ -227,12 +228,16 @@ class _Driver:
         self.copies: dict[int, list[_Trial]] = {}
         self.by_hash: dict[tuple[str, Any], int] = {}
         self.interrupted = False
+        self.pool: Pool | None = None
+        self.mailbox: Any = None
+        self.ray_is_ours = False
         self.tracking = Tracking(folder)
-        self.session_started = time.time()
+        self.elapsed_before = float(self.info.get("elapsed", 0.0))
+        self.session_started = time.monotonic()
 
     # The session
 
-    def run(self) -> StudyResult:
+    def run(self, notes: Sequence[str] = ()) -> StudyResult:
         self._write_info("running")
         self.on_event(
             events.StudyStarted(
@@ -244,31 +249,44 @@ class _Driver:
                 sum(record["state"] in FINISHED for record in self.records.values()),
             )
         )
+        for note in notes:
+            self.on_event(events.Notice(note))
         self.tracking.open(self.info, self.records)
-        started_here = start_ray(self.address)
-        self.mailbox = open_mailbox()
-        self.pool = Pool(self.mailbox, self.info["trial_function"], self.info["test_function"])
         try:
-            with self._interruptible():
+            with self._interruptible(signal.SIGINT):
+                if self._work_is_left():  # workers import while the databases open
+                    self._pool().warm(self.usual_size, self._planned())
                 self._prepare()
-                self._loop()
-                if not self.interrupted:
-                    self._test_finalists()
+                with self._interruptible(signal.SIGTERM):  # Ray has a handler of its own
+                    self._loop()
+                    if not self.interrupted:
+                        self._test_finalists()
         finally:
-            self._stop_running()
-            self.pool.close()
-            ray.kill(self.mailbox)
-            if started_here:
-                ray.shutdown()
+            self._close_pool()
         return self._end()
 
+    def _pool(self) -> Pool:
+        """The workers; Ray is started for the first of them."""
+        if self.pool is None:
+            self.ray_is_ours = start_ray(self.address)
+            self.mailbox = open_mailbox()
+            functions = (self.info["trial_function"], self.info["test_function"])
+            self.pool = Pool(self.mailbox, *functions)
+        return self.pool
+
+    def _close_pool(self) -> None:
+        self._stop_running()
+        if self.pool is not None:
+            self.pool.close()
+            ray.kill(self.mailbox)
+            if self.ray_is_ours:
+                ray.shutdown()
+
     def _prepare(self) -> None:
-        """Workers import while the driver opens its databases."""
-        if self._work_is_left():
-            self.pool.warm(self.usual_size, self._planned())
+        """Open the storage, and take up what an earlier session left."""
         self.study = _open_optuna(self.folder, self.objective)
         for number, record in sorted(self.records.items()):
-            if record.get("copy_of") is None:
+            if record["copy_of"] is None and record["hash"]:
                 self.by_hash.setdefault((record["hash"], record["seed"]), number)
             if record["state"] in FINISHED:
                 self._replay(record)
@@ -276,18 +294,19 @@ class _Driver:
             self._recover(frozen)
 
     def _loop(self) -> None:
-        take = self.mailbox.take.remote(1.0)
+        take = None
         while not self.interrupted:
             self._fill()
             if not self.running and not self.waiting:
                 break
-            ready, _ = ray.wait([take, *self.pool.refs], num_returns=1, timeout=1.0)
+            take = take or self.mailbox.take.remote(1.0)
+            ready, _ = ray.wait([take, *self._pool().refs], num_returns=1, timeout=1.0)
             for ref in ready:
                 if ref == take:
                     self._read_mail(*ray.get(take))
-                    take = self.mailbox.take.remote(1.0)
+                    take = None
                 else:
-                    self._returned(*self.pool.finished(ref))
+                    self._returned(*self._pool().finished(ref))
             self._check_time()
             self._pass_on_problems()
 
@@ -328,8 +347,9 @@ class _Driver:
             self.on_event(events.Notice(f"no report: {type(error).__name__}: {error}"))
 
     @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C ends the session in order, the second at once."""
+    def _interruptible(self, number: signal.Signals) -> Iterator[None]:
+        """The first signal (Ctrl-C, or a cluster's end of time) ends the session in order, the
+        second at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -339,11 +359,11 @@ class _Driver:
                 raise KeyboardInterrupt
             self.interrupted = True
 
-        before = signal.signal(signal.SIGINT, interrupt)
+        before = signal.signal(number, interrupt)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(number, before)
 
     # Asking
 
@@ -369,11 +389,11 @@ class _Driver:
     def _work_is_left(self) -> bool:
         planned = self._planned()
         done = [r for r in self.records.values() if r["state"] in FINISHED]
-        return planned is None or len([r for r in done if r.get("copy_of") is None]) < planned
+        return planned is None or len([r for r in done if r["copy_of"] is None]) < planned
 
     def _wants_another(self) -> bool:
         budget, records = self.settings["budget"], self.records
-        trained = [r for r in records.values() if r.get("copy_of") is None]
+        trained = [r for r in records.values() if r["copy_of"] is None]
         if self.points is not None and len(records) >= len(self.points):
             return False
         if budget.get("trials") is not None and len(trained) >= budget["trials"]:
@@ -384,11 +404,11 @@ class _Driver:
             return False
         latest = [records[n] for n in sorted(records)[-REPEATS * len(self.seeds) :]]
         return len(latest) < REPEATS * len(self.seeds) or any(
-            record.get("copy_of") is None for record in latest
+            record["copy_of"] is None for record in latest
         )
 
     def _elapsed(self) -> float:
-        return float(self.info.get("elapsed", 0.0)) + time.time() - self.session_started
+        return self.elapsed_before + time.monotonic() - self.session_started
 
     def _flops(self) -> float:
         spent = [r["metrics"].get("cost/train_flops") for r in self.records.values()]
@@ -398,17 +418,14 @@ class _Driver:
         """Deal trials while there is room, asking for new ones where none waits."""
         while not self.interrupted:
             if not self.waiting:
-                if not self._room_for_a_usual_one() or not self._wants_another():
+                if not self._wants_another() or not self._pool().fits(self.usual_size):
                     return
                 self._ask()
                 continue
             size = Size.of(self.waiting[0].spec)
-            if not self.pool.fits(size):
+            if not self._pool().fits(size):
                 return
             self._deal(self.waiting.popleft(), size)
-
-    def _room_for_a_usual_one(self) -> bool:
-        return self.pool.fits(self.usual_size)
 
     def _ask(self) -> None:
         """Ask for the next trial. What it is follows from its number and the history alone."""
@@ -435,29 +452,35 @@ class _Driver:
             self.settings["sampler"], self.search_seed, number, len(self.objective)
         )
 
-    def _admit(self, asked: optuna.Trial, seed: Any) -> None:
+    def _admit(self, asked: optuna.Trial, seed: int) -> None:
         """Write the record of a trial that was asked, and see whether it has to run at all."""
-        variant, draws = self.coder.suggest(asked)
-        resolved = self._resolve(variant, draws, seed)
-        known = self.by_hash.get((resolved.hash, seed))
         number = asked.number
-        variables = resolved.spec.get("vars") or {}
-        record = {
+        variant, draws = self.coder.suggest(asked)
+        record: Json = {
             "number": number,
             "variant": variant,
             "state": "waiting",
-            "params": {n: draws[n] for n in sorted(draws, key=lambda n: n not in variables)},
+            "params": draws,
             "metrics": {},
             "reason": "",
             "attempts": 0,
+            "deaths": 0,
             "seed": seed,
-            "hash": resolved.hash,
-            "copy_of": known,
-            "run_name": run_name(number, variant, draws, [n for n in variables if n in draws]),
+            "hash": "",
+            "copy_of": None,
+            "run_name": run_name(number, variant, {}),
         }
-        trial_folder = self.folder.trial(number)
-        # Secrets and places that come from `$env` are not written down.
-        write_json(trial_folder.path / "spec.json", resolved.record)
+        try:
+            resolved = self._resolve(variant, draws, seed)
+        except SpecError as error:  # values that each are fine may not fit together
+            self._finish(_Trial(record, asked, {}), _failed(str(error)))
+            return
+        variables = {n: draws[n] for n in resolved.spec.get("vars") or {} if n in draws}
+        record["run_name"] = run_name(number, variant, variables)
+        record["hash"] = resolved.hash
+        record["copy_of"] = known = self.by_hash.get((resolved.hash, seed))
+        # `record` of a spec: secrets and places that come from `$env` are not written down.
+        write_json(self.folder.trial(number).path / "spec.json", resolved.record)
         trial = _Trial(record, asked, resolved.record)
         self._write(trial)
         if known is None:
@@ -468,9 +491,10 @@ class _Driver:
         else:
             self.copies.setdefault(known, []).append(trial)
 
-    def _resolve(self, variant: str, draws: Json, seed: Any) -> Resolved:
+    def _resolve(self, variant: str, draws: Json, seed: int) -> Resolved:
         resolved = self.file.resolve(variant, draws)
-        return resolved if self.seeds == [seed] else resolved.at({"study.seeds.model": seed})
+        given = self.settings["seeds"]["model"]
+        return resolved if given == seed else resolved.at({"study.seeds.model": seed})
 
     # Running
 
@@ -488,7 +512,7 @@ class _Driver:
             str(self.folder.trial(trial.number).path),
             self.plugins,
         )
-        self.pool.start(job, size)
+        self._pool().start(job, size)
         self.tracking.start(trial.record)
         self.on_event(
             events.TrialStarted(
@@ -536,9 +560,9 @@ class _Driver:
                 trial.stop_at = now
                 ray.get(self.mailbox.answer.remote(0, {trial.key}))
             if trial.verdict and trial.stop_at and now - trial.stop_at > GRACE:
-                self.pool.kill(trial.key)
+                self._pool().kill(trial.key)
                 del self.running[trial.number]
-                self._finish(trial, {"state": "failed", "reason": "", "metrics": {}})
+                self._finish(trial, _failed(""))
 
     def _returned(self, key: Key, answer: Json | None) -> None:
         trial = self.running.pop(key[0])
@@ -556,10 +580,10 @@ class _Driver:
         if result is not None:  # its last act was done
             self._finish(trial, result)
             return
-        trial.deaths += 1
-        if trial.verdict or trial.deaths >= MOST_DEATHS:
-            reason = f"its worker died {trial.deaths} times; was there enough memory?"
-            self._finish(trial, {"state": "failed", "reason": reason, "metrics": {}})
+        trial.record["deaths"] += 1
+        if trial.verdict or trial.record["deaths"] >= MOST_DEATHS:
+            reason = f"its worker died {trial.record['deaths']} times; was there enough memory?"
+            self._finish(trial, _failed(reason))
             return
         self.on_event(
             events.Notice(f"trial {trial.number}: its worker died; it goes on from its checkpoint")
@@ -673,14 +697,16 @@ class _Driver:
         result = self.folder.trial(frozen.number).result
         if record["state"] in FINISHED:
             self._tell(asked, record)
-        elif record.get("copy_of") is not None:
+        elif record["copy_of"] is not None:
             if self.records[record["copy_of"]]["state"] in FINISHED:
                 self._copy(trial)
             else:
                 self.copies.setdefault(record["copy_of"], []).append(trial)
         elif result is not None:
             self._finish(trial, result)
+            self._replay(record)
         else:
+            self._replay(record)
             self.waiting.append(trial)
 
     def _end_orphan(self, number: int) -> None:
@@ -691,12 +717,12 @@ class _Driver:
                 os.kill(process["pid"], signal.SIGKILL)
             time.sleep(0.02)
 
-    def _seed_of(self, number: int) -> Any:
+    def _seed_of(self, number: int) -> int:
         return self.points[number].seed if self.points else self.seeds[number % len(self.seeds)]
 
     def _replay(self, record: Json) -> None:
-        """Show the pruners a trial of an earlier session."""
-        if self.pruning.kind == "none" or record["state"] not in ("complete", "pruned"):
+        """Show the pruners what a trial reported in an earlier session."""
+        if self.pruning.kind == "none" or record["state"] in ("failed", "infeasible"):
             return
         trial = self.folder.trial(record["number"])
         spec = trial.spec or {}
@@ -704,12 +730,13 @@ class _Driver:
             share = _share(spec, report["step"], report["metrics"])
             if share is not None:
                 self.pruning.report(record["variant"], record["number"], share, report["metrics"])
-        self.pruning.finish(record["number"], pruned=record["state"] == "pruned")
+        if record["state"] in FINISHED:
+            self.pruning.finish(record["number"], pruned=record["state"] == "pruned")
 
     def _stop_running(self) -> None:
         """Trials that are cut off wait for `resume`: what they wrote is complete or absent."""
         for trial in self.running.values():
-            self.pool.kill(trial.key)
+            self._pool().kill(trial.key)
             trial.record["state"] = "waiting"
             self._write(trial)
             self.tracking.interrupt(trial.number)
@@ -729,14 +756,14 @@ class _Driver:
                 record = self.records[left[0]]
                 trial_folder = self.folder.trial(left[0])
                 spec = trial_folder.spec or {}
-                if not self.pool.fits(Size.of(spec)):
+                if not self._pool().fits(Size.of(spec)):
                     break
                 job = Job(left.popleft(), 0, spec, str(trial_folder.path), self.plugins)
-                self.pool.start(job, Size.of(spec), method="test")
+                self._pool().start(job, Size.of(spec), method="test")
                 tests[job.number, 0] = record
-            ready, _ = ray.wait(self.pool.refs, num_returns=1, timeout=1.0)
+            ready, _ = ray.wait(self._pool().refs, num_returns=1, timeout=1.0)
             for ref in ready:
-                key, result = self.pool.finished(ref)
+                key, result = self._pool().finished(ref)
                 record = tests.pop(key)
                 if result is None or result["reason"]:
                     why = result["reason"] if result else "the worker died"
@@ -763,9 +790,8 @@ class _Driver:
             "counts": counts,
             "best": leaders,
             "best_values": values,
+            "elapsed": self._elapsed(),
         }
-        if state != "running":
-            self.info["elapsed"] = self._elapsed()
         self.folder.write_info(self.info)
 
 
@@ -812,6 +838,11 @@ def _share(spec: Json, step: int, metrics: Mapping[str, Any]) -> float | None:
         if budget.get(unit):
             return None if used is None else used / budget[unit]
     return None
+
+
+def _failed(reason: str) -> Json:
+    """A result in a worker's stead."""
+    return {"state": "failed", "reason": reason, "metrics": {}}
 
 
 def _row(record: Json) -> Json:

@@ -36,8 +36,12 @@ def ranking(records: Iterable[Json], objective: Mapping[str, str]) -> tuple[list
     if len(objective) == 1:
         numbers = [number for _, number in rows]
         return numbers[:1], numbers[1:]
-    front = [row for row in rows if not any(_dominates(other[0], row[0]) for other in rows)]
-    return [n for _, n in front], [row[1] for row in rows if row not in front]
+    front: list[tuple[list[float], int]] = []
+    others: list[int] = []
+    for row in rows:  # what beats a row is sorted before it
+        beaten = any(_dominates(other[0], row[0]) for other in front)
+        others.append(row[1]) if beaten else front.append(row)
+    return [number for _, number in front], others
 
 
 def _dominates(one: list[float], other: list[float]) -> bool:

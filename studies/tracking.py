@@ -14,11 +14,12 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memarch.components.errors import SpecError
 from memarch.studies.store import FINISHED, Json, StudyFolder, create_database
 
 if TYPE_CHECKING:
@@ -47,9 +48,21 @@ def tracking_uri(storage: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
 
 
-def run_name(number: int, variant: str, draws: Mapping[str, Any], variables: Iterable[str]) -> str:
+def check_tracking_uri(storage: Path) -> None:
+    """Refuse what MLflow would refuse, before anything starts."""
+    uri = tracking_uri(storage)
+    local = "://" not in uri or uri.startswith("file:")
+    allowed = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() == "true"
+    if local and not allowed and uri not in ("databricks", "uc"):
+        raise SpecError(
+            f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow no longer writes to; give a "
+            "database such as sqlite:///mlflow.db or a server, or unset it"
+        )
+
+
+def run_name(number: int, variant: str, variables: Mapping[str, Any]) -> str:
     """A name for people: `007 gradmem nt8 ws2`, the vars by the initials of their words."""
-    shown = [f"{_initials(name)}{_short(draws[name])}" for name in variables if name in draws]
+    shown = [f"{_initials(name)}{_short(value)}" for name, value in variables.items()]
     return " ".join([f"{number:03d}", *([variant] if variant else []), *shown])
 
 
@@ -178,7 +191,8 @@ class Tracking:
             tags |= {"memarch.kind": "study", "design": str(info.get("design", ""))}
             run = client.create_run(self._experiment, run_name=self._folder.name, tags=tags)
             self._parent = run.info.run_id
-            client.log_artifact(self._parent, str(self._folder.path / "study.yaml"))
+            for name in ("study.yaml", "resolved.json"):
+                client.log_artifact(self._parent, str(self._folder.path / name))
         client.update_run(self._parent, status="RUNNING")
         self._mend(records)
 

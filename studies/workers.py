@@ -140,10 +140,7 @@ class Reporter:
 class Worker:
     """One process that runs trials, one at a time."""
 
-    def __init__(
-        self, mailbox: Any, trial_function: str, test_function: str, cpus: float, path: list[str]
-    ) -> None:
-        sys.path.extend(folder for folder in path if folder not in sys.path)
+    def __init__(self, mailbox: Any, trial_function: str, test_function: str, cpus: float) -> None:
         self._mailbox = mailbox
         self._names = {"trial": trial_function, "test": test_function}
         self._cpus = max(1, int(cpus))
@@ -297,8 +294,15 @@ class Pool:
         assert key is not None
         try:
             return key, ray.get(ref)
-        except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError):
+        except (
+            ray.exceptions.RayTaskError
+        ) as error:  # the worker itself, not the trial: a full disk
+            result = {"state": "failed", "reason": _reason(error.cause), "metrics": {}}
+            return key, {"result": result, "reports": [], "metrics": {}, "reason": result["reason"]}
+        except ray.exceptions.RayActorError as error:
             self._seats.remove(seat)
+            if "creation task" in str(error):
+                raise RuntimeError(f"workers cannot start: {str(error).splitlines()[-1]}") from None
             return key, None
 
     def kill(self, key: Key) -> None:
@@ -340,7 +344,7 @@ class Pool:
             "max_restarts": 0,
         }
         actor = ray.remote(Worker).options(**options)
-        handle = actor.remote(self._mailbox, *self._functions, size.cpus, _paths())
+        handle = actor.remote(self._mailbox, *self._functions, size.cpus)
         handle.warm.remote()
         seat = Seat(handle, size)
         self._seats.append(seat)
@@ -349,11 +353,6 @@ class Pool:
     def _dismiss(self, seat: Seat) -> None:
         self._seats.remove(seat)
         ray.kill(seat.actor, no_restart=True)
-
-
-def _paths() -> list[str]:
-    """Folders that the driver imports from and a worker may not."""
-    return [folder for folder in sys.path if folder and "site-packages" not in folder]
 
 
 def open_mailbox() -> Any:
