@@ -3,7 +3,8 @@
 The state is a matrix A `[N, F, D]` and a normaliser z `[N, F]`. A write brings features
 phi_i = phi(k_i) `[N, T, F]`, values v_i `[N, T, D]` and, for the delta rule, strengths beta_i
 `[N, T, 1]`; all T tokens write at once, each against the old state. `weight` `[N, T, 1]` is 0 for
-tokens that must not write. In the first segment nothing is stored, so the recalled value is 0 and gamma is 1, exactly.
+tokens that must not write. In the first segment nothing is stored, so the recalled value is 0 and
+gamma is 1, exactly.
 
 Delta rule (ARMT, arXiv 2407.04841, eq. 3-4), eps = 1e-5:
 
