@@ -24,10 +24,9 @@ study:
   constraints: {constraints}
   finalists: {finalists}
   trial_time_limit: {trial_time_limit}
-vars:
-  segment_length: {{choice: [16, 32, 64]}}
-  lr: {lr}
+vars: {{segment_length: {{choice: [16, 32, 64]}}, lr: {lr}}}
 variants: {variants}
+plugins: {plugins}
 task: {{type: kv_retrieval, pairs: 4, format: compact}}
 model:
   backbone: {{type: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4}}
@@ -58,6 +57,7 @@ DEFAULTS: dict[str, Any] = {
     "lr": "{float: [1e-4, 1e-1], log: true}",
     "cpus": 2,
     "variants": VARIANTS,
+    "plugins": "[]",
 }
 
 

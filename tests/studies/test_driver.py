@@ -381,6 +381,120 @@ def test_a_study_that_is_being_run_is_left_alone(shared, tmp_path):
     assert seen == ["running"]
 
 
+PLUGIN = """
+from typing import Literal
+
+from memarch.components.memory import Memory, MemorySettings, memories
+
+
+@memories.register("answering")
+class Answering(Memory):
+    site = "segment"
+    answer = {answer}
+
+    class Settings(MemorySettings):
+        type: Literal["answering"]
+
+    def __init__(self, settings, context):
+        super().__init__()
+
+    def init_state(self, batch, like):
+        return {{}}
+
+    def step(self, state, x, inner, segment):
+        return inner(x), state
+"""
+
+
+def test_a_users_own_code_reaches_the_workers_and_stays_as_it_was(shared, tmp_path):
+    own = tmp_path / "answering.py"
+    own.write_text(PLUGIN.format(answer=0.42))
+    file = write_study(
+        tmp_path,
+        name="own",
+        variants={
+            "rmt": {"model.memory.main": {"type": "rmt", "num_tokens": 2}},
+            "mine": {"model.memory.main": {"type": "answering"}},
+        },
+        plugins="[answering.py]",
+        budget="{trials: 2}",
+    )
+    run(file, shared)
+    own.write_text(PLUGIN.format(answer=0.1))
+    result = resume_study("own", storage=shared, overrides=["study.budget.trials=4"])
+    scores = {t["variant"]: t["metrics"].get("eval/kv/exact_match") for t in result.trials}
+    assert scores["mine"] == 0.42
+    assert result.trials[1]["spec"]["plugins"]
+
+
+def test_values_that_do_not_fit_together_fail_their_trial_alone(shared, tmp_path):
+    """Each value is fine with the others' first ones, which is what `validate` can see."""
+    length = "=16 * (one + two - 2) * (one + two - 2)"
+    file = write_study(
+        tmp_path,
+        name="misfits",
+        design="grid",
+        variants={"none": {"model.memory": {}, "model.segment_length": length}},
+        lr="0.003, one: {choice: [0, 1, 3]}, two: {choice: [0, 1, 3]}",
+        budget="{}",
+    )
+    result = run(file, shared)
+    failed = [trial for trial in result.trials if trial["state"] == "failed"]
+    assert [trial["params"] for trial in failed] == [{"one": 1, "two": 1}]
+    assert "segment_length" in failed[0]["reason"]
+    assert states(result).count("complete") == 8
+
+
+def test_a_trial_that_breaks_a_constraint_stops_at_its_first_report(shared, tmp_path):
+    file = write_study(
+        tmp_path,
+        name="early",
+        design="all",
+        budget="{}",
+        lr="0.003",
+        variants={"rmt": {"model.memory.main": {"type": "rmt", "num_tokens": 2}}},
+        constraints="{cost/state_bytes: {max: 10}}",
+        question={"reports": 20, "seconds": 20},
+    )
+    log = Log()
+    result = run(file, shared, on_event=log)
+    assert states(result) == ["infeasible"]
+    assert result.trials[0]["metrics"]["cost/state_bytes"] > 10
+    assert max(event.step for event in log.of(events.TrialProgress)) < 100
+
+
+def test_a_folder_as_mlflow_store_is_refused_at_once(shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))
+    with pytest.raises(SpecError, match=r"MLFLOW_TRACKING_URI.*is a folder"):
+        run(write_study(tmp_path, name="filestore"), shared)
+
+
+def test_without_its_mlflow_server_a_study_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    log = Log()
+    result = run(
+        write_study(tmp_path, name="alone", budget="{trials: 2}"), tmp_path / "runs", on_event=log
+    )
+    assert states(result) == ["complete"] * 2
+    assert "MLflow: " in log.notices()
+    # Back at a store of its own, the study is there after `resume`.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    resume_study("alone", storage=tmp_path / "runs")
+    _, children = mlflow_runs(tmp_path / "runs", "alone")
+    assert [children[n].info.status for n in range(2)] == ["FINISHED"] * 2
+    assert children[0].data.metrics == result.trials[0]["metrics"]
+
+
+def test_a_study_may_extend_the_best_trial_of_another(searched, shared, tmp_path):
+    best = searched[0].best[0]
+    file = tmp_path / "next.yaml"
+    file.write_text("extends: {study: searched, trial: best}\nstudy: {design: all}\n")
+    result = run(file, shared)
+    trained = result.trials[0]["spec"]["train"]
+    assert trained == searched[0].trials[best]["spec"]["train"]
+
+
 def test_a_search_without_an_end_is_an_error(shared, tmp_path):
     with pytest.raises(SpecError, match="is required for a search"):
         run(write_study(tmp_path, name="endless", budget="{}"), shared)
