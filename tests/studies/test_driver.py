@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -175,34 +176,56 @@ def test_a_name_is_used_once(searched, shared, tmp_path):
     assert run(file, shared, name="other", overrides=["study.budget.trials=1"]).name == "other"
 
 
-def test_a_study_may_grow_and_does_not_change_with_its_file(shared, tmp_path):
-    run(write_study(tmp_path, name="grown", budget="{trials: 2}"), shared)
+def test_a_study_whose_folder_was_deleted_starts_anew(shared, tmp_path):
+    file = write_study(tmp_path, name="deleted", budget="{trials: 3}", sampler="tpe")
+    first = run(file, shared)
+    shutil.rmtree(first.path)
+    second = run(file, shared)
+    assert [t["params"] for t in second.trials] == [t["params"] for t in first.trials]
+    assert states(resume_study("deleted", storage=shared)) == ["complete"] * 3
+
+
+def test_a_study_has_one_driver_may_grow_and_does_not_change_with_its_file(shared, tmp_path):
+    seen: list[str] = []
+
+    def intrude(event: events.Event) -> None:
+        if isinstance(event, events.TrialStarted):
+            with pytest.raises(SpecError, match="is being run by process"):
+                resume_study("grown", storage=shared)
+            seen.append(show_study("grown", shared)["state"])
+
+    run(write_study(tmp_path, name="grown", budget="{trials: 2}"), shared, on_event=intrude)
+    assert seen == ["running"] * 2
     write_study(tmp_path, name="grown", lr="{float: [1, 2]}")
     result = resume_study("grown", storage=shared, overrides=["study.budget.trials=4"])
     assert states(result) == ["complete"] * 4
     assert all(trial["params"]["lr"] < 1 for trial in result.trials)
 
 
-def test_what_fails_is_recorded_with_its_reason_and_the_study_goes_on(shared, tmp_path):
+def test_what_goes_wrong_is_recorded_with_its_reason_and_the_study_goes_on(
+    shared, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("memarch.studies.driver.GRACE", 1.0)
+    wrong = {"fail": [1], "nan": [2], "silent": [3], "hang": [4], "die": {"5": 9}, "reports": 9}
     file = write_study(
-        tmp_path,
-        name="failing",
-        question={"fail": [1], "nan": [2], "silent": [3]},
-        budget="{trials: 5}",
+        tmp_path, name="failing", question=wrong, budget="{trials: 7}", trial_time_limit="2s"
     )
     result = run(file, shared)
-    assert states(result) == ["complete", "failed", "failed", "failed", "complete"]
+    assert states(result) == ["complete", *["failed"] * 5, "complete"]
     reasons = [trial["reason"] for trial in result.trials]
     assert reasons[1] == "ValueError: trial 1 was told to fail"
     assert reasons[2] == "eval/kv/exact_match is not a finite number"
     assert reasons[3].startswith("no metric 'eval/kv/exact_match'; there are: cost/state_bytes")
-    assert (
-        "told to fail" in (StudyFolder(shared, "failing").trial(1).path / "error.txt").read_text()
-    )
+    assert reasons[4] == "stopped: it ran longer than trial_time_limit, 2 s"
+    assert reasons[5] == "its worker died 3 times; was there enough memory?"
+    assert [trial["attempts"] for trial in result.trials] == [1, 1, 1, 1, 1, 3, 1]
+    folder = StudyFolder(shared, "failing")
+    assert "told to fail" in (folder.trial(1).path / "error.txt").read_text()
     _, children = mlflow_runs(shared, "failing")
-    assert [children[n].info.status for n in range(3)] == ["FINISHED", "FAILED", "FAILED"]
-    assert children[1].data.tags["reason"] == reasons[1]
-    assert [t.state.name for t in optuna_trials(shared, "failing")][:2] == ["COMPLETE", "FAIL"]
+    assert [children[n].info.status for n in range(7)] == ["FINISHED", *["FAILED"] * 5, "FINISHED"]
+    assert [children[n].data.tags["reason"] for n in range(1, 6)] == reasons[1:6]
+    told = [trial.state.name for trial in optuna_trials(shared, "failing")]
+    assert told == ["COMPLETE", *["FAIL"] * 5, "COMPLETE"]
 
 
 def test_infeasible_trials_are_told_with_their_violation(shared, tmp_path):
@@ -345,40 +368,6 @@ def test_a_killed_worker_costs_no_trial(shared, tmp_path, capfd):
     _, children = mlflow_runs(shared, "killed")
     assert len(children) == 3
     assert children[1].info.status == "FINISHED"
-
-
-def test_a_trial_that_kills_its_worker_every_time_fails(shared, tmp_path):
-    file = write_study(
-        tmp_path, name="deadly", question={"die": {"1": 9}, "reports": 9}, budget="{trials: 3}"
-    )
-    result = run(file, shared)
-    assert states(result) == ["complete", "failed", "complete"]
-    assert result.trials[1]["attempts"] == 3
-    assert "its worker died 3 times" in result.trials[1]["reason"]
-
-
-def test_a_trial_that_runs_too_long_fails(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr("memarch.studies.driver.GRACE", 1.0)
-    file = write_study(
-        tmp_path, name="slow", question={"hang": [1]}, budget="{trials: 3}", trial_time_limit="2s"
-    )
-    result = run(file, shared)
-    assert states(result) == ["complete", "failed", "complete"]
-    assert result.trials[1]["reason"] == "stopped: it ran longer than trial_time_limit, 2 s"
-
-
-def test_a_study_that_is_being_run_is_left_alone(shared, tmp_path):
-    file = write_study(tmp_path, name="leased", budget="{trials: 1}")
-    seen: list[str] = []
-
-    def intrude(event: events.Event) -> None:
-        if isinstance(event, events.TrialStarted):
-            with pytest.raises(SpecError, match="is being run by process"):
-                resume_study("leased", storage=shared)
-            seen.append(show_study("leased", shared)["state"])
-
-    run(file, shared, on_event=intrude)
-    assert seen == ["running"]
 
 
 PLUGIN = """

@@ -31,7 +31,7 @@ def load_helpers() -> Any:
 
 helpers = load_helpers()
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
 
 
 def start_driver(file: Path, storage: Path) -> subprocess.Popen[str]:
