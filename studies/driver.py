@@ -10,53 +10,40 @@ After a kill at any point `resume` goes on at the first of these that is missing
 final record or a result is told, any other one runs again in its folder, with the same number and
 parameters, from its last checkpoint.
 
-Designs: `search` asks the sampler, after one trial of every variant; `grid` crosses every variant
-with all values of its ranges; `all` (and `ablation`) runs every variant once, with ranges drawn
-once from the search seed, a var having one value for all variants. A list of model seeds runs each
-point once per seed. Draws with equal resolved specs are one trial: later ones get its result.
+Draws with equal resolved specs are one trial: later ones get the result of the first.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import signal
 import threading
 import time
-import warnings
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import ray
-import sqlalchemy
-from optuna.trial import TrialState
 
 from memarch.components.errors import SpecError
 from memarch.studies import events
+from memarch.studies.asking import Asked, Asking
 from memarch.studies.events import Event, StudyResult
+from memarch.studies.judging import Judge, Verdict, failed, share_of_budget
 from memarch.studies.pruning import Pruning
 from memarch.studies.ranking import ranking
-from memarch.studies.sampling import (
-    VARIANT,
-    Coder,
-    Point,
-    grid_points,
-    make_sampler,
-    one_of_each,
-    with_seeds,
-)
+from memarch.studies.sampling import one_of_each
 from memarch.studies.snapshot import read_snapshot, write_snapshot
 from memarch.studies.store import (
     FINISHED,
     Json,
     StudyFolder,
-    create_database,
     find_spec,
     find_study,
     lease,
@@ -83,12 +70,6 @@ MOST_DEATHS = 3
 
 GRACE = 10.0
 """Seconds that a trial has to return after it was told to stop for its time limit."""
-
-REPEATS = 20
-"""A search that drew so many known points in a row has seen its space."""
-
-FIXED_COSTS = ("cost/parameters", "cost/state_bytes", "cost/state_floats", "cost/flops_per_token")
-"""Metrics that do not change while a trial trains: any report decides constraints on them."""
 
 OnEvent = Callable[[Event], None]
 
@@ -165,6 +146,7 @@ def _begin(folder: StudyFolder, study_file: StudyFile, info: Json) -> None:
     folder.write_info(
         {
             "name": folder.name,
+            "id": uuid.uuid4().hex,
             "state": "running",
             "objective": study["objective"],
             "design": study["design"],
@@ -190,8 +172,10 @@ class _Trial:
     """When its worker began, which had to be made and to import before."""
     stop_at: float | None = None
     """When the trial was told to stop for a reason of the driver's own."""
-    verdict: tuple[str, str] | None = None
+    verdict: Verdict | None = None
     """State and reason that the driver gives the trial, whatever its worker says."""
+    metrics: Json = field(default_factory=dict)
+    """The last that it reported."""
 
     @property
     def number(self) -> int:
@@ -212,11 +196,10 @@ class _Driver:
         self.file = study_file = read_snapshot(folder.path, self.info["overrides"])
         self.settings = study_file.study
         self.objective: dict[str, str] = dict(self.settings["objective"])
-        self.coder = Coder({v: study_file.space(v) for v in study_file.variants})
-        self.seeds = _model_seeds(self.settings)
-        self.search_seed = self.settings["seeds"]["search"]
-        self.points = self._fixed_points()
-        first = one_of_each(self.coder.spaces, self.search_seed)[0]
+        self.judge = Judge(self.settings)
+        spaces = {variant: study_file.space(variant) for variant in study_file.variants}
+        self.asking = Asking(folder, self.settings, spaces, self.judge)
+        first = one_of_each(spaces, 0)[0]
         self.usual_size = Size.of(study_file.resolve(first.variant, first.draws).spec)
         self.pruning = Pruning(*_pruner(self.settings, self.objective))
         self.plugins = {
@@ -245,7 +228,7 @@ class _Driver:
                 str(self.folder.path),
                 self.objective,
                 self.settings["design"],
-                self._planned(),
+                self.asking.planned,
                 sum(record["state"] in FINISHED for record in self.records.values()),
             )
         )
@@ -255,7 +238,7 @@ class _Driver:
         try:
             with self._interruptible(signal.SIGINT):
                 if self._work_is_left():  # workers import while the databases open
-                    self._pool().warm(self.usual_size, self._planned())
+                    self._pool().warm(self.usual_size, self.asking.planned)
                 self._prepare()
                 with self._interruptible(signal.SIGTERM):  # Ray has a handler of its own
                     self._loop()
@@ -284,13 +267,13 @@ class _Driver:
 
     def _prepare(self) -> None:
         """Open the storage, and take up what an earlier session left."""
-        self.study = _open_optuna(self.folder, self.objective)
+        unfinished = self.asking.open(self.info["id"])
         for number, record in sorted(self.records.items()):
             if record["copy_of"] is None and record["hash"]:
                 self.by_hash.setdefault((record["hash"], record["seed"]), number)
             if record["state"] in FINISHED:
                 self._replay(record)
-        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for frozen in unfinished:
             self._recover(frozen)
 
     def _loop(self) -> None:
@@ -365,97 +348,34 @@ class _Driver:
         finally:
             signal.signal(number, before)
 
-    # Asking
-
-    def _fixed_points(self) -> list[Point] | None:
-        """All points of the study in their order, where the design names them; else None."""
-        design, spaces = self.settings["design"], self.coder.spaces
-        if design == "grid":
-            return list(with_seeds(grid_points(spaces), self.seeds))
-        if design in ("all", "ablation"):
-            return list(with_seeds(one_of_each(spaces, self.search_seed), self.seeds))
-        if self.settings["sampler"]["type"] == "grid":
-            points = grid_points(spaces, shuffle=self.search_seed)
-            return [Point(p.variant, p.draws, seed) for p in points for seed in self.seeds]
-        return None
-
-    def _planned(self) -> int | None:
-        """How many trials the study will have, as far as that is known."""
-        limit = self.settings["budget"].get("trials")
-        if self.points is None:
-            return limit
-        return len(self.points) if limit is None else min(limit, len(self.points))
+    # Dealing
 
     def _work_is_left(self) -> bool:
-        planned = self._planned()
+        """Whether some trial surely has to run."""
         done = [r for r in self.records.values() if r["state"] in FINISHED]
+        planned = self.asking.planned
         return planned is None or len([r for r in done if r["copy_of"] is None]) < planned
-
-    def _wants_another(self) -> bool:
-        budget, records = self.settings["budget"], self.records
-        trained = [r for r in records.values() if r["copy_of"] is None]
-        if self.points is not None and len(records) >= len(self.points):
-            return False
-        if budget.get("trials") is not None and len(trained) >= budget["trials"]:
-            return False
-        if budget.get("hours") is not None and self._elapsed() >= 3600 * budget["hours"]:
-            return False
-        if budget.get("flops") is not None and self._flops() >= budget["flops"]:
-            return False
-        latest = [records[n] for n in sorted(records)[-REPEATS * len(self.seeds) :]]
-        return len(latest) < REPEATS * len(self.seeds) or any(
-            record["copy_of"] is None for record in latest
-        )
 
     def _elapsed(self) -> float:
         return self.elapsed_before + time.monotonic() - self.session_started
-
-    def _flops(self) -> float:
-        spent = [r["metrics"].get("cost/train_flops") for r in self.records.values()]
-        return sum(value for value in spent if value is not None)
 
     def _fill(self) -> None:
         """Deal trials while there is room, asking for new ones where none waits."""
         while not self.interrupted:
             if not self.waiting:
-                if not self._wants_another() or not self._pool().fits(self.usual_size):
+                another = self.asking.wants_another(self.records, self._elapsed())
+                if not another or not self._pool().fits(self.usual_size):
                     return
-                self._ask()
+                self._admit(self.asking.ask())
                 continue
             size = Size.of(self.waiting[0].spec)
             if not self._pool().fits(size):
                 return
             self._deal(self.waiting.popleft(), size)
 
-    def _ask(self) -> None:
-        """Ask for the next trial. What it is follows from its number and the history alone."""
-        number = len(self.study.get_trials(deepcopy=False))
-        queued = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if queued:
-            number = queued[0].number
-        point, replicate = number // len(self.seeds), number % len(self.seeds)
-        fixed: dict[str, Any] | None = None
-        seed = self.seeds[replicate]
-        if self.points is not None:
-            fixed, seed = self.coder.encode(self.points[number]), self.points[number].seed
-        elif replicate:
-            fixed = self.study.get_trials(deepcopy=False)[number - replicate].params
-        elif point < len(self.coder.spaces) and self.coder.has_variants:
-            fixed = {VARIANT: list(self.coder.spaces)[point]}
-        if fixed and not queued:
-            self.study.enqueue_trial(fixed)
-        self._sample_for(number)
-        self._admit(self.study.ask(), seed)
-
-    def _sample_for(self, number: int) -> None:
-        self.study.sampler = make_sampler(
-            self.settings["sampler"], self.search_seed, number, len(self.objective)
-        )
-
-    def _admit(self, asked: optuna.Trial, seed: int) -> None:
+    def _admit(self, asked: Asked) -> None:
         """Write the record of a trial that was asked, and see whether it has to run at all."""
-        number = asked.number
-        variant, draws = self.coder.suggest(asked)
+        number, variant, draws, seed = asked.number, asked.variant, asked.draws, asked.seed
         record: Json = {
             "number": number,
             "variant": variant,
@@ -473,7 +393,7 @@ class _Driver:
         try:
             resolved = self._resolve(variant, draws, seed)
         except SpecError as error:  # values that each are fine may not fit together
-            self._finish(_Trial(record, asked, {}), _failed(str(error)))
+            self._finish(_Trial(record, asked.trial, {}), failed(str(error)))
             return
         variables = {n: draws[n] for n in resolved.spec.get("vars") or {} if n in draws}
         record["run_name"] = run_name(number, variant, variables)
@@ -481,7 +401,7 @@ class _Driver:
         record["copy_of"] = known = self.by_hash.get((resolved.hash, seed))
         # `record` of a spec: secrets and places that come from `$env` are not written down.
         write_json(self.folder.trial(number).path / "spec.json", resolved.record)
-        trial = _Trial(record, asked, resolved.record)
+        trial = _Trial(record, asked.trial, resolved.record)
         self._write(trial)
         if known is None:
             self.by_hash[resolved.hash, seed] = number
@@ -536,33 +456,31 @@ class _Driver:
         if trial is None or trial.key != key:
             return  # an attempt that is over
         step, metrics = report["step"], report["metrics"]
-        share = _share(trial.spec, step, metrics)
+        share = share_of_budget(trial.spec, step, metrics)
+        trial.metrics = metrics
         self.tracking.report(trial.number, step, report["time"], metrics)
         self.on_event(events.TrialProgress(trial.number, step, metrics, share))
         variant = trial.record["variant"]
         if share is not None and self.pruning.report(variant, trial.number, share, metrics):
             trial.stop_at = trial.stop_at or time.monotonic()
-        broken = self._violations({k: v for k, v in metrics.items() if k in FIXED_COSTS})
-        if any(value > 0 for value in broken.values()) and trial.verdict is None:
-            trial.verdict = ("infeasible", self._why_infeasible(metrics))
+        if trial.verdict is None:
+            trial.verdict = self.judge.early_verdict(metrics)
+        if trial.verdict is not None:
             trial.stop_at = trial.stop_at or time.monotonic()
 
     def _check_time(self) -> None:
-        limit = self.settings.get("trial_time_limit")
-        now = time.monotonic()
+        """Tell trials beyond the time limit to stop, and end those that do not."""
+        limit, now = self.settings["trial_time_limit"], time.monotonic()
         for trial in list(self.running.values()):
-            begun = trial.started is not None and limit is not None
-            if begun and now - trial.started > limit and not trial.verdict:
-                trial.verdict = (
-                    "failed",
-                    f"stopped: it ran longer than trial_time_limit, {limit:g} s",
-                )
-                trial.stop_at = now
+            late = limit and trial.started is not None and now - trial.started > limit
+            if late and trial.verdict is None:
+                reason = f"stopped: it ran longer than trial_time_limit, {limit:g} s"
+                trial.verdict, trial.stop_at = ("failed", reason), now
                 ray.get(self.mailbox.answer.remote(0, {trial.key}))
             if trial.verdict and trial.stop_at and now - trial.stop_at > GRACE:
                 self._pool().kill(trial.key)
                 del self.running[trial.number]
-                self._finish(trial, _failed(""))
+                self._finish(trial, failed(""))
 
     def _returned(self, key: Key, answer: Json | None) -> None:
         trial = self.running.pop(key[0])
@@ -583,7 +501,7 @@ class _Driver:
         trial.record["deaths"] += 1
         if trial.verdict or trial.record["deaths"] >= MOST_DEATHS:
             reason = f"its worker died {trial.record['deaths']} times; was there enough memory?"
-            self._finish(trial, _failed(reason))
+            self._finish(trial, failed(reason))
             return
         self.on_event(
             events.Notice(f"trial {trial.number}: its worker died; it goes on from its checkpoint")
@@ -595,10 +513,10 @@ class _Driver:
     def _finish(self, trial: _Trial, result: Json) -> None:
         """Give a trial its final state: record first, then Optuna, then MLflow."""
         record = trial.record
-        record["metrics"] = result.get("metrics") or {}
-        record["state"], record["reason"] = trial.verdict or self._judge(result)
+        record["metrics"] = result.get("metrics") or trial.metrics
+        record["state"], record["reason"] = trial.verdict or self.judge.verdict(result)
         self._write(trial)
-        self._tell(trial.optuna, record)
+        self._tell(trial)
         self.pruning.finish(trial.number, pruned=record["state"] == "pruned")
         self.tracking.finish(record)
         self._write_info("running")
@@ -606,64 +524,9 @@ class _Driver:
         for copy in self.copies.pop(trial.number, []):
             self._copy(copy)
 
-    def _judge(self, result: Json) -> tuple[str, str]:
-        """State and reason of a trial, by what its worker wrote."""
-        state, reason = result["state"], result.get("reason") or ""
-        metrics = result.get("metrics") or {}
-        if state != "complete":
-            return state, reason
-        for name in [*self.objective, *self.settings.get("constraints", {})]:
-            if name not in metrics:
-                return "failed", f"no metric {name!r}; there are: {', '.join(sorted(metrics))}"
-            if metrics[name] is None or not math.isfinite(metrics[name]):
-                return "failed", f"{name} is not a finite number"
-        if any(value > 0 for value in self._violations(metrics).values()):
-            return "infeasible", self._why_infeasible(metrics)
-        return state, reason
-
-    def _violations(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """Constraint values as Optuna wants them: zero or less where the constraint holds."""
-        values: dict[str, float] = {}
-        for name, limits in (self.settings.get("constraints") or {}).items():
-            value = metrics.get(name)
-            if value is None:
-                continue
-            if limits.get("max") is not None:
-                values[f"{name}/max"] = value - limits["max"]
-            if limits.get("min") is not None:
-                values[f"{name}/min"] = limits["min"] - value
-        return values
-
-    def _why_infeasible(self, metrics: Mapping[str, Any]) -> str:
-        broken = [
-            (name.rpartition("/")[0], name.rpartition("/")[2])
-            for name, value in self._violations(metrics).items()
-            if value > 0
-        ]
-        constraints = self.settings["constraints"]
-        return "; ".join(
-            f"{name} is {metrics[name]:g}, {side} {constraints[name][side]:g}"
-            for name, side in broken
-        )
-
-    def _tell(self, trial: optuna.Trial, record: Json) -> None:
-        metrics, state = record["metrics"], record["state"]
-        trial.set_user_attr("memarch", {k: record[k] for k in ("state", "reason", "seed", "hash")})
-        for name, value in self._violations(metrics).items():
-            trial.set_constraint(name, value)
-        if state == "complete":
-            self.study.tell(trial, [metrics[name] for name in self.objective])
-        elif state == "failed":
-            self.study.tell(trial, state=TrialState.FAIL)
-        else:
-            # TPE ranks what was stopped early by its last value, where there is one objective.
-            value = metrics.get(next(iter(self.objective)))
-            if len(self.objective) == 1 and value is not None:
-                share = _share(
-                    read_json(self.folder.trial(record["number"]).path / "spec.json"), 0, metrics
-                )
-                trial.report(value, round(1000 * (share or 0)))
-            self.study.tell(trial, state=TrialState.PRUNED)
+    def _tell(self, trial: _Trial) -> None:
+        share = share_of_budget(trial.spec, 0, trial.record["metrics"])
+        self.asking.tell(trial.optuna, trial.record, share)
 
     def _copy(self, trial: _Trial) -> None:
         """Equal specs are one trial: this one gets the result of the earlier one."""
@@ -671,7 +534,7 @@ class _Driver:
         record["state"], record["metrics"] = original["state"], dict(original["metrics"])
         record["reason"] = f"equal to trial {original['number']}, whose result this is"
         self._write(trial)
-        self._tell(trial.optuna, record)
+        self._tell(trial)
         self.tracking.finish(record)
         self._write_info("running")
         self.on_event(events.TrialFinished(_row(record)))
@@ -684,19 +547,15 @@ class _Driver:
 
     def _recover(self, frozen: optuna.trial.FrozenTrial) -> None:
         """A trial that Optuna thinks is running, of a driver that is gone."""
-        record = self.records.get(frozen.number)
-        self._sample_for(frozen.number)
-        asked = optuna.Trial(self.study, frozen._trial_id)
+        record, asked = self.records.get(frozen.number), self.asking.revive(frozen)
         if record is None:  # the driver died between asking and writing
-            self._admit(asked, self._seed_of(frozen.number))
+            self._admit(asked)
             return
-        spec = self.folder.trial(frozen.number).spec
-        assert spec is not None
-        trial = _Trial(record, asked, spec)
+        trial = _Trial(record, asked.trial, self.folder.trial(frozen.number).spec or {})
         self._end_orphan(frozen.number)
         result = self.folder.trial(frozen.number).result
         if record["state"] in FINISHED:
-            self._tell(asked, record)
+            self._tell(trial)
         elif record["copy_of"] is not None:
             if self.records[record["copy_of"]]["state"] in FINISHED:
                 self._copy(trial)
@@ -717,9 +576,6 @@ class _Driver:
                 os.kill(process["pid"], signal.SIGKILL)
             time.sleep(0.02)
 
-    def _seed_of(self, number: int) -> int:
-        return self.points[number].seed if self.points else self.seeds[number % len(self.seeds)]
-
     def _replay(self, record: Json) -> None:
         """Show the pruners what a trial reported in an earlier session."""
         if self.pruning.kind == "none" or record["state"] in ("failed", "infeasible"):
@@ -727,7 +583,7 @@ class _Driver:
         trial = self.folder.trial(record["number"])
         spec = trial.spec or {}
         for report in trial.progress():
-            share = _share(spec, report["step"], report["metrics"])
+            share = share_of_budget(spec, report["step"], report["metrics"])
             if share is not None:
                 self.pruning.report(record["variant"], record["number"], share, report["metrics"])
         if record["state"] in FINISHED:
@@ -795,56 +651,6 @@ class _Driver:
         self.folder.write_info(self.info)
 
 
-def _open_optuna(folder: StudyFolder, objective: Mapping[str, str]) -> optuna.Study:
-    """The study in the storage's SQLite file: write-ahead log, synced at checkpoints of the log.
-
-    A crash of the machine may then lose the last moments, a crash of the driver nothing.
-    """
-    path = folder.storage / "optuna.db"
-    create_database(
-        path, lambda new: optuna.storages.RDBStorage(f"sqlite:///{new}").engine.dispose()
-    )
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
-    )
-
-    def relax(connection: Any, _: object) -> None:
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    sqlalchemy.event.listen(storage.engine, "connect", relax)
-    storage.engine.dispose()
-    study = optuna.create_study(
-        study_name=folder.name,
-        storage=storage,
-        directions=list(objective.values()),
-        load_if_exists=True,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names(list(objective))
-    return study
-
-
-def _share(spec: Json, step: int, metrics: Mapping[str, Any]) -> float | None:
-    """How much of its training budget a trial has used, by what it reported."""
-    budget = ((spec.get("train") or {}).get("budget")) or {}
-    spent = {
-        "steps": step,
-        "tokens": metrics.get("train/tokens"),
-        "flops": metrics.get("train/flops"),
-        "hours": None if metrics.get("train/seconds") is None else metrics["train/seconds"] / 3600,
-    }
-    for unit, used in spent.items():
-        if budget.get(unit):
-            return None if used is None else used / budget[unit]
-    return None
-
-
-def _failed(reason: str) -> Json:
-    """A result in a worker's stead."""
-    return {"state": "failed", "reason": reason, "metrics": {}}
-
-
 def _row(record: Json) -> Json:
     names = ("number", "variant", "state", "params", "metrics", "reason", "attempts")
     return {name: record[name] for name in names}
@@ -857,8 +663,3 @@ def _pruner(settings: Json, objective: Mapping[str, str]) -> tuple[Json, str]:
     losses = ("loss", "perplexity", "bits_per_byte")
     usual = "minimize" if metric.rpartition("/")[2] in losses else "maximize"
     return pruner, objective.get(metric, usual)
-
-
-def _model_seeds(settings: Json) -> list[int]:
-    seeds = settings["seeds"]["model"]
-    return list(seeds) if isinstance(seeds, list) else [seeds]

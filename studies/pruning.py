@@ -26,7 +26,7 @@ class Pruning:
     def __init__(self, settings: Mapping[str, Any], direction: str) -> None:
         settings = dict(settings)
         self.kind = settings.pop("type", "none")
-        self.metric: str | None = settings.pop("on", None)
+        self.metric = str(settings.pop("on", ""))
         self.after = float(settings.pop("after", 0.5))
         self.direction = direction
         self._settings = {key: value for key, value in settings.items() if value is not None}

@@ -13,7 +13,7 @@ import itertools
 import json
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ class Point:
 
     variant: str
     draws: Draws
-    seed: int | None = None
+    seed: int = 0
 
 
 def seed_of(*parts: object) -> int:
@@ -266,8 +266,6 @@ def _in_memory(sampler: BaseSampler, **settings: Any) -> optuna.Study:
     )
 
 
-def with_seeds(points: Sequence[Point], seeds: Sequence[int]) -> Iterator[Point]:
+def with_seeds(points: Sequence[Point], seeds: Sequence[int]) -> list[Point]:
     """Each point once per model seed: first all points with the first seed, then with the next."""
-    for seed in seeds:
-        for point in points:
-            yield Point(point.variant, point.draws, seed)
+    return [Point(point.variant, point.draws, seed) for seed in seeds for point in points]

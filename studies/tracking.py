@@ -89,6 +89,7 @@ class Tracking:
         self._client: MlflowClient | None = None
         self._experiment = ""
         self._parent = ""
+        self._id = ""
         self._runs: dict[int, str] = {}
         self._ended: set[int] = set()
         self._logged: dict[int, dict[tuple[str, int], float]] = {}
@@ -185,10 +186,15 @@ class Tracking:
             if experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(self._experiment)
         self._client = client
+        self._id = info["id"]
         self._find_runs()
         if not self._parent:
-            tags = {"memarch.study": self._folder.name, "memarch.path": str(self._folder.path)}
-            tags |= {"memarch.kind": "study", "design": str(info.get("design", ""))}
+            tags = {
+                "memarch.id": self._id,
+                "memarch.path": str(self._folder.path),
+                "memarch.kind": "study",
+                "design": info["design"],
+            }
             run = client.create_run(self._experiment, run_name=self._folder.name, tags=tags)
             self._parent = run.info.run_id
             for name in ("study.yaml", "resolved.json"):
@@ -198,7 +204,7 @@ class Tracking:
 
     def _find_runs(self) -> None:
         assert self._client is not None
-        query = f"tags.`memarch.study` = '{self._folder.name}'"
+        query = f"tags.`memarch.id` = '{self._id}'"
         token = None
         while True:
             page = self._client.search_runs(
@@ -260,7 +266,7 @@ class Tracking:
 
         tags = {
             "mlflow.parentRunId": self._parent,
-            "memarch.study": self._folder.name,
+            "memarch.id": self._id,
             "memarch.trial": str(number),
             "variant": record["variant"],
             "state": "running",

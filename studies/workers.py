@@ -359,6 +359,14 @@ def open_mailbox() -> Any:
     return ray.remote(Mailbox).options(num_cpus=0, max_concurrency=10_000).remote()
 
 
+def _use_token() -> None:
+    """Clusters are started with token authentication where the user has a token: join likewise."""
+    with contextlib.suppress(ImportError):
+        from ray._private.authentication import authentication_token_setup as setup
+
+        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
 def start_ray(address: str | None) -> bool:
     """Join the cluster at this address, or start Ray here; whether this call started it."""
     if ray.is_initialized():
@@ -369,7 +377,15 @@ def start_ray(address: str | None) -> bool:
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     quiet: Json = {"logging_level": "error", "log_to_driver": False}
     if address:
-        ray.init(address=address, **quiet)
+        _use_token()
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            raise SpecError(
+                f"cannot join a Ray cluster at {address}: {error}; does it run, and do "
+                "RAY_AUTH_MODE and the token (~/.ray/auth_token) agree with it?",
+                path="--address",
+            ) from None
     else:
         ray.init(
             address="local",
