@@ -118,7 +118,8 @@ class Progress:
             trial.share = event.share or trial.share
         elif isinstance(event, events.TrialFinished):
             self.running.pop(event.record["number"], None)
-            self.finished[event.record["number"]] = event.record
+            if not board.is_copy(event.record):
+                self.finished[event.record["number"]] = event.record
         elif isinstance(event, events.Notice):
             self.notices.append(event.message)
 
@@ -209,7 +210,7 @@ class Lines:
         progress.take(event)
         if isinstance(event, events.StudyStarted):
             self._say(f"study {event.name} in {event.path}: the workers are starting")
-        elif isinstance(event, events.TrialFinished):
+        elif isinstance(event, events.TrialFinished) and not board.is_copy(event.record):
             again = event.record["number"] in self.told
             self.told.add(event.record["number"])
             self._say(progress.row(event.record))
@@ -246,7 +247,7 @@ class Screen:
         self.progress.take(event)
         if isinstance(event, events.Notice):
             self.live.console.print(Text(event.message))
-        elif isinstance(event, events.TrialFinished):
+        elif isinstance(event, events.TrialFinished) and not board.is_copy(event.record):
             self.live.console.print(Text(self.progress.row(event.record)))
 
     def render(self) -> RenderableType:

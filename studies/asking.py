@@ -1,6 +1,7 @@
 """Which trial comes next, and what came of it: the driver's side of Optuna.
 
-Designs: `search` asks the sampler, after one trial of every variant; `grid` crosses every variant
+Designs: `search` asks the sampler, after one trial of every variant, and after a point that it had
+drawn before takes a new one of the variant tried least; `grid` crosses every variant
 with all values of its ranges; `all` (and `ablation`) runs every variant once, with ranges drawn
 once from the search seed, a var having one value for all variants. A list of model seeds runs each
 point once per seed: a grid all points with one seed and then with the next, a search each point
@@ -10,6 +11,7 @@ with all seeds in a row. What the n-th trial is follows from n and from the tria
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ import optuna
 import sqlalchemy
 from optuna.trial import TrialState
 
+from memarch.components.errors import SpecError
 from memarch.studies.judging import Judge
 from memarch.studies.sampling import (
     VARIANT,
@@ -28,6 +31,7 @@ from memarch.studies.sampling import (
     grid_points,
     make_sampler,
     one_of_each,
+    seed_of,
     with_seeds,
 )
 from memarch.studies.store import Json, StudyFolder, create_database
@@ -105,10 +109,27 @@ class Asking:
             fixed = trials[number - replicate].params
         elif point < len(spaces) and self._coder.has_variants:
             fixed = {VARIANT: list(spaces)[point]}
+        elif len(self._seeds) == 1 and _repeated(trials):
+            fixed = self._untried(trials)
         if fixed and not queued:
             self._study.enqueue_trial(fixed)
         self._sample_for(number)
         return self._drawn(self._study.ask())
+
+    def _untried(self, trials: list[optuna.trial.FrozenTrial]) -> dict[str, Any]:
+        """A new point of the variant that has the fewest, where the sampler begins to repeat."""
+        seen = {frozenset(trial.params.items()) for trial in trials}
+        tried = Counter(dict(params).get(VARIANT, "") for params in seen)
+        for variant in sorted(self._coder.spaces, key=lambda name: tried[name]):
+            space = {variant: self._coder.spaces[variant]}
+            try:
+                points = grid_points(space, shuffle=seed_of(self._search_seed, len(trials)))
+            except SpecError:  # a range without end: whatever the sampler draws will be new
+                return {VARIANT: variant} if self._coder.has_variants else {}
+            for fixed in map(self._coder.encode, points):
+                if frozenset(fixed.items()) not in seen:
+                    return fixed
+        return {}
 
     def revive(self, frozen: optuna.trial.FrozenTrial) -> Asked:
         """A trial that was asked by another driver: the same number, the same values."""
@@ -159,6 +180,11 @@ class Asking:
             points = grid_points(spaces, shuffle=self._search_seed)
             return [Point(p.variant, p.draws, seed) for p in points for seed in self._seeds]
         return None
+
+
+def _repeated(trials: list[optuna.trial.FrozenTrial]) -> bool:
+    """Whether the latest trial is one that an earlier one was already."""
+    return any(trial.params == trials[-1].params for trial in trials[:-1])
 
 
 def _open(folder: StudyFolder, study_id: str, objective: Mapping[str, str]) -> optuna.Study:

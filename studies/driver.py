@@ -36,6 +36,7 @@ from memarch.studies import events
 from memarch.studies.asking import Asked, Asking
 from memarch.studies.events import Event, StudyResult
 from memarch.studies.judging import Judge, Verdict, failed, share_of_budget
+from memarch.studies.leaderboard import COPY
 from memarch.studies.pruning import Pruning
 from memarch.studies.ranking import ranking
 from memarch.studies.sampling import one_of_each
@@ -532,7 +533,7 @@ class _Driver:
         """Equal specs are one trial: this one gets the result of the earlier one."""
         record, original = trial.record, self.records[trial.record["copy_of"]]
         record["state"], record["metrics"] = original["state"], dict(original["metrics"])
-        record["reason"] = f"equal to trial {original['number']}, whose result this is"
+        record["reason"] = f"{COPY}{original['number']}, whose result this is"
         self._write(trial)
         self._tell(trial)
         self.tracking.finish(record)

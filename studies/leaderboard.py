@@ -15,6 +15,9 @@ Trial = Mapping[str, Any]
 BASELINES = {"none": "no memory", "full_attention": "sees everything"}
 """Variants that every study is read against, and what they are."""
 
+COPY = "equal to trial "
+"""How the reason of a trial begins that was not run, because an earlier one is the same."""
+
 COSTS = {
     "cost/state_bytes": "state",
     "cost/parameters": "parameters",
@@ -72,7 +75,13 @@ def finished(document: Document) -> list[Trial]:
         for trial in document["trials"]
         if trial["state"] in ("complete", "pruned", "infeasible")
         and score(trial, metric) is not None
+        and not is_copy(trial)
     ]
+
+
+def is_copy(trial: Trial) -> bool:
+    """A point that the search drew again: it was not run, its result is the earlier trial's."""
+    return str(trial.get("reason") or "").startswith(COPY)
 
 
 def ranked(document: Document) -> list[Trial]:
