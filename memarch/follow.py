@@ -162,9 +162,10 @@ class Progress:
     def _best(self, rows: Sequence[board.Trial]) -> str:
         metric, _ = board.main_objective(self.document)
         floors = board.floors(rows, metric)
-        value = board.score(rows[0], metric) or 0.0
+        best = board.best_memory(rows)
+        value = board.score(best, metric) or 0.0
         against = f"; floor {max(floors.values()):.3f}" if floors else ""
-        return f"best {value:.3f} ({rows[0]['number']:03d} {rows[0]['variant']}{against})"
+        return f"best {value:.3f} ({best['number']:03d} {best['variant']}{against})"
 
     def row(self, record: dict[str, Any]) -> str:
         """A finished trial in one line."""

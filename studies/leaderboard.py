@@ -6,7 +6,7 @@ the tables of the command line and the report's page cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Document = Mapping[str, Any]
@@ -65,6 +65,11 @@ def floors(trials: Iterable[Trial], metric: str) -> dict[str, float]:
 def is_baseline(trial: Trial) -> bool:
     """A trial that is there to be compared with: without memory, or with everything in sight."""
     return trial.get("variant") in BASELINES
+
+
+def best_memory(ranked_trials: Sequence[Trial]) -> Trial:
+    """The first that is no baseline, or the first where there is nothing else."""
+    return next((t for t in ranked_trials if not is_baseline(t)), ranked_trials[0])
 
 
 def finished(document: Document) -> list[Trial]:

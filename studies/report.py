@@ -76,7 +76,8 @@ def _facts(records: Records) -> str:
     document, info = records.document, records.info
     counts: dict[str, int] = {}
     for trial in records.trials:
-        counts[trial["state"]] = counts.get(trial["state"], 0) + 1
+        kind = "drawn again" if board.is_copy(trial) else trial["state"]
+        counts[kind] = counts.get(kind, 0) + 1
     goals = [f"{metric} ({way})" for metric, way in board.objectives(document).items()]
     facts = {
         "state": document["state"],
@@ -99,7 +100,7 @@ def _answer(records: Records) -> str:
     rows = [t for t in board.ranked(records.document) if t["state"] == "complete"]
     if not rows:
         return "<p class=answer>No trial has finished yet.</p>"
-    best, maximize = rows[0], board.main_objective(records.document)[1]
+    best, maximize = board.best_memory(rows), board.main_objective(records.document)[1]
     value = score_of(records, best)
     state = board.cost(best, "cost/state_bytes")
     words = [f"<b>{escape(label(best))}</b> is best: {escape(records.metric)} <b>{value:.3f}</b>"]
