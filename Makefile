@@ -108,7 +108,7 @@ format: dev
 	@$(BIN)/ruff format .
 
 run-tests:
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest -n 2 $(PYTEST_ARGS)
 
 run-lint:
 	@$(BIN)/ruff check .
