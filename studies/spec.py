@@ -56,9 +56,15 @@ class Given(Strict):
         return {name: value for name, value in handler(self).items() if value is not None}
 
 
+_ALSO_CALLED = {"cma-es": "cmaes", "successive_halving": "halving"}
+
+
 def _type_of(value: object) -> object:
-    """`tpe` -> `{type: tpe}`."""
-    return {"type": value} if isinstance(value, str) else value
+    """`tpe` -> `{type: tpe}`; names that papers write otherwise become ours."""
+    given = {"type": value} if isinstance(value, str) else value
+    if isinstance(given, Mapping) and given.get("type") in _ALSO_CALLED:
+        return {**given, "type": _ALSO_CALLED[given["type"]]}
+    return given
 
 
 # study
