@@ -141,11 +141,12 @@ def leaderboard(document: board.Document) -> RenderableType:
     costs = [
         name for name in board.COSTS if any(board.score(row, name) is not None for row in rows)
     ]
-    headings = ["rank", "trial", "variant", "settings", *goals, *(board.COSTS[c] for c in costs)]
+    scores = [*goals, *board.test_metrics(document)]
+    headings = ["rank", "trial", "variant", "settings", *scores, *(board.COSTS[c] for c in costs)]
     made = table(
         f"{document['name']}: {document['state']}",
         headings,
-        right=["rank", "trial", *goals, *board.COSTS.values()],
+        right=["rank", "trial", *scores, *board.COSTS.values()],
     )
     for rank, trial in enumerate(rows, start=1):
         baseline = board.is_baseline(trial)
@@ -159,7 +160,7 @@ def leaderboard(document: board.Document) -> RenderableType:
             f"{trial['number']:03d}",
             label,
             escape(board.settings(trial, seed=seed)),
-            *(_score(trial, name, floors if name == main else {}) for name in goals),
+            *(_score(trial, name, floors if name == main else {}) for name in scores),
             *(board.cost(trial, name) for name in costs),
             style="cyan" if baseline else ("bold" if trial["number"] in document["best"] else None),
         )

@@ -62,6 +62,12 @@ def floors(trials: Iterable[Trial], metric: str) -> dict[str, float]:
     return found
 
 
+def test_metrics(document: Document) -> list[str]:
+    """Objectives on test data, `test/qa/loss` for `eval/qa/loss`, where trials have them."""
+    names = [n.replace("eval/", "test/", 1) for n in objectives(document) if n.startswith("eval/")]
+    return [n for n in names if any(score(t, n) is not None for t in document["trials"])]
+
+
 def is_baseline(trial: Trial) -> bool:
     """A trial that is there to be compared with: without memory, or with everything in sight."""
     return trial.get("variant") in BASELINES
