@@ -115,26 +115,29 @@ class Evaluator:
             model.train(training)
 
     def _data(self, point: Point, split: Split) -> tuple[Task, Any]:
-        size = point.settings["size"]
-        key = canonical([point.task, split, size])
+        key = canonical([point.task, split, point.settings["size"]])
         if key not in self._rows:
             task = make_task(point.task, point.model)
             check_vocabulary(task, self.models.base, f"eval.{point.evaluation}.task")
+            whole = split == "test" and not task.endless
+            size = None if whole else point.settings["size"]
             self._rows[key] = (task, task.dataset(split, size, self.seed))
         return self._rows[key]
 
 
 def make_task(task: Spec, model: Spec) -> Task:
     """The task, with the tokenizer of a pretrained backbone."""
+    return build_task(task, tokenizer=backbone_tokenizer(model))
+
+
+def backbone_tokenizer(model: Spec) -> Any:
+    """The tokenizer of a pretrained backbone; None where it starts from random weights."""
     backbone = model["backbone"]
     if backbone.get("pretrained") is None:
-        return build_task(task)
+        return None
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        backbone["pretrained"], revision=backbone.get("revision")
-    )
-    return build_task(task, tokenizer=tokenizer)
+    return AutoTokenizer.from_pretrained(backbone["pretrained"], revision=backbone.get("revision"))
 
 
 def check_vocabulary(task: Task, model: Any, path: str) -> None:

@@ -448,7 +448,8 @@ class EvalSettings(Strict):
     split: Literal["train", "validation"] = "validation"
     """Which data; `test` is computed once, for finalists, by memarch itself."""
     size: Positive | None = None
-    """Samples; by default as many as the task has, or its own number where it generates them."""
+    """Samples of validation; by default as many as the task has, or its own number where it
+    generates them. A test split that is not generated is always scored whole."""
     batch_size: Positive = 64
     """Samples in a batch."""
     generate: bool = False

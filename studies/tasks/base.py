@@ -68,6 +68,9 @@ class Task(ABC):
     maximize: ClassVar[bool] = True
     """Whether more of `primary` is better."""
 
+    endless: ClassVar[bool] = False
+    """Samples are generated; else a split has so many, and the test split is scored whole."""
+
     vocab_size: int
     pad_id: int
     ignored_ids: frozenset[int] = frozenset()
@@ -105,7 +108,8 @@ def stream(seed: int, split: Split, index: int, purpose: int = 0) -> np.random.G
     """A random stream of its own for every (seed, split, purpose, index): no two ever overlap.
 
     Philox is a counter-based generator with a 128-bit key, so stream number one million costs as
-    much as stream number one. Purposes: 0 training batches, 1 blocks of a data set, 2 selections.
+    much as stream number one. Purposes: 0 training batches, 1 blocks of a data set, 2 selections,
+    3 values that are drawn for every training batch.
     """
     import numpy as np
 

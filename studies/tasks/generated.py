@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -64,6 +64,8 @@ class Samples:
 
 class GeneratedTask(Task):
     """A task that `generate` draws. A subclass gives its constructor's findings to this one's."""
+
+    endless: ClassVar[bool] = True
 
     def __init__(self, settings: Any, vocabulary: Vocabulary, blind: float) -> None:
         self.settings = settings

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from memarch.components.errors import SpecError
-from memarch.studies import training, trial
+from memarch.studies import points, training, trial
+from memarch.studies.tasks.base import build_task
 from memarch.studies.trial import evaluate_saved, run_trial, train_spec
 
 EVALUATION = {
@@ -205,3 +206,21 @@ def test_plugins_are_loaded_and_their_hash_recorded(spec, tmp_path):
     result = run_trial(spec, tmp_path / "trial", ignore)
     assert result["state"] == "complete"
     assert len(result["plugins"][str(plugin)]) == 64
+
+
+def test_the_official_test_questions_are_scored_whole(spec, tmp_path, monkeypatch):
+    """`size` cuts validation, never a test split that somebody published."""
+    babi = Path(__file__).parents[1] / "data" / "babi"
+    spec["task"] = {"type": "babi", "task": "qa1", "set": "en", "data": str(babi)}
+    spec["eval"] = {"kv": EVALUATION | {"size": 1}}
+    assert run_trial(spec, tmp_path, ignore)["state"] == "complete"
+    sizes: list[int] = []
+    evaluate = points.evaluate
+
+    def counting(model, task, dataset, **settings):
+        sizes.append(len(dataset))
+        return evaluate(model, task, dataset, **settings)
+
+    monkeypatch.setattr(points, "evaluate", counting)
+    trial.test_trial(spec, tmp_path)
+    assert sizes == [len(build_task(spec["task"]).dataset("test", None, 0))] != [1]
