@@ -6,6 +6,10 @@
 {subset: [0, 1, 2, 3], size: [1, 2]}   a list of some of the values
 {sample: {int: [1, 4]}}                drawn anew for every training batch
 {solve: [1, 512]}                      a size that is solved for
+
+`sample` stands under `task` only and is no parameter of a search: training draws it for every
+batch, evaluations take its largest value (of a choice the last), unless their own task or sweep
+sets it.
 """
 
 from __future__ import annotations
@@ -118,6 +122,11 @@ class Sample:
 
     inner: Range
 
+    @property
+    def evaluated(self) -> Any:
+        """The value in evaluations."""
+        return self.extremes()[-1]
+
     def contains(self, value: Any) -> bool:
         return self.inner.contains(value)
 
@@ -175,6 +184,26 @@ def parse_range(raw: Mapping[str, Any]) -> Range:
                 path=name,
             )
     return _PARSERS[kind](raw)
+
+
+def as_written(known: Range) -> dict[str, Any]:
+    """The map that `parse_range` reads as this range; equal for equal ranges."""
+    match known:
+        case Choice(values):
+            return {"choice": list(values)}
+        case Int(low, high, log, step):
+            written: dict[str, Any] = {"int": [low, high]}
+            return written | ({"log": True} if log else {}) | ({"step": step} if step != 1 else {})
+        case Float(low, high, log, step):
+            written = {"float": [low, high]}
+            return written | ({"log": True} if log else {}) | ({"step": step} if step else {})
+        case Subset(values, low, high):
+            return {"subset": list(values), "size": [low, high]}
+        case Sample(inner):
+            return {"sample": as_written(inner)}
+        case Solve(low, high):
+            return {"solve": [low, high]}
+    raise TypeError(f"no range: {known!r}")
 
 
 def _choice(raw: Mapping[str, Any]) -> Range:

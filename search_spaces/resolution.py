@@ -26,6 +26,7 @@ from memarch.search_spaces.ranges import (
     Sample,
     Solve,
     Subset,
+    as_written,
     is_range,
     parse_range,
 )
@@ -38,6 +39,7 @@ RANGED = ("vars", "task", "model", "train")
 """Sections in which ranges may stand."""
 
 DRAWN = " (drawn from this range)"
+SAMPLED = " (drawn from this range for every batch)"
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,18 @@ class Resolver:
     def __post_init__(self) -> None:
         self.marks: dict[str, Mark] = {}
         self.used: dict[Path_, Range] = {}
-        """Ranges by where they are written."""
+        """Searched ranges by where they are written."""
+        self.sampled: dict[Path_, tuple[Path_, Sample]] = {}
+        """Ranges that training draws for every batch, by where they are used: where they are
+        written, and what they are."""
+        self.values: dict[str, Any] = {}
+        """What `run` has given."""
         self.used_vars: dict[str, Any] = {}
         self.unresolved: dict[str, str] = {}
         """Texts with `$env.NAME`, by key path."""
         self._open: list[str] = []
         self._section = ""
+        self._expressions: list[tuple[Origin, Path_]] = []
 
     def run(self, sections: tuple[str, ...]) -> dict[str, Any]:
         """The plain values of the sections."""
@@ -83,6 +91,7 @@ class Resolver:
             if node is not None:
                 self._section = name
                 values[name] = self.value(node, (name,), (name,))
+        self.values = values
         return values
 
     def value(self, node: Node, written: Path_, path: Path_, note: str = "") -> Any:
@@ -121,12 +130,15 @@ class Resolver:
                 )
             return self._variable(match[1], node.origin, path)
         if text.startswith("="):
+            self._expressions.append((node.origin, path))
             try:
                 return evaluate(text[1:], lambda name: self._name(name, node.origin, path))
             except SpecError as error:
                 if error.file is not None:
                     raise
                 raise node.origin.error(error.message, join(*path)) from None
+            finally:
+                self._expressions.pop()
         return text
 
     def expand_environment(self, text: str, origin: Origin, path: str) -> str:
@@ -209,6 +221,8 @@ class Resolver:
     # Ranges
 
     def _draw(self, node: Node, written: Path_, path: Path_, note: str) -> Any:
+        if "sample" in node.value:
+            return self._sample(node, written, path, note)
         if self._section in ("study", "resources") or "sweep" in path[:3]:
             raise node.origin.error(
                 "a searched value cannot be used here, where all trials must agree", join(*path)
@@ -231,6 +245,35 @@ class Resolver:
             raise node.origin.error(f"the value {show(value)} lies outside the range", join(*path))
         return list(value) if isinstance(known, Subset) else value
 
+    def _sample(self, node: Node, written: Path_, path: Path_, note: str) -> Any:
+        """The value that evaluations take of what is drawn for every batch."""
+        what = f"the range {join(*written)}" if written != path else "a range"
+        if self._expressions:
+            origin, place = self._expressions[-1]
+            raise origin.error(
+                f"nothing can be computed from {join(*written)}, which `sample` draws anew for "
+                "every training batch; use a plain value or a range without `sample`",
+                join(*place),
+            )
+        in_stage = path[:2] == ("train", "stages") and path[3:4] == ("set",)
+        target = tuple(str(path[4]).split(".")) if in_stage and len(path) == 5 else path
+        fits = target[0] == "task" and all(isinstance(key, str) for key in target)
+        if target == ("task", "type") or not (fits or (in_stage and target[0] == "vars")):
+            raise node.origin.error(
+                f"{what} with `sample` is drawn anew for every training batch, so it can only be "
+                "the value of a key under `task`, not its `type`; without `sample` it is drawn "
+                "once a trial",
+                join(*path),
+            )
+        known = self.read_range(node, written, path)
+        assert isinstance(known, Sample)
+        if in_stage:
+            return as_written(known)
+        mark = self.marks[join(*path)]
+        self.marks[join(*path)] = Mark(node.origin, mark.source, note or SAMPLED, leaf=True)
+        self.sampled[path] = (written, known)
+        return known.evaluated
+
     def read_range(self, node: Node, written: Path_, path: Path_) -> Range:
         """The range written at a node; its ends may be vars that are no ranges."""
         where = join(*path)
@@ -238,6 +281,9 @@ class Resolver:
             raise node.origin.error(
                 f"a range cannot stand here, only under {', '.join(RANGED)}", where
             )
+        below = node.value["sample"] if list(node.value) == ["sample"] else None
+        if below is not None and range_at(below, path) and "sample" not in below.value:
+            return Sample(self.read_range(below, (*written, "sample"), (*path, "sample")))
         inner = Resolver(self.root, environment=self.environment)
         inner._open = self._open
         raw = {
@@ -247,14 +293,15 @@ class Resolver:
         }
         if "sample" in node.value:
             raw["sample"] = node.value["sample"].plain()
-        inside = [place for place in inner.used if place[: len(written)] == written]
+        ranges = [*inner.used, *(place for place, _ in inner.sampled.values())]
+        inside = [place for place in ranges if place[: len(written)] == written]
         if inside:
-            below = inside[0][len(written) :]
-            raise (node.get(*below) or node).origin.error(
+            rest = inside[0][len(written) :]
+            raise (node.get(*rest) or node).origin.error(
                 "a range cannot stand inside a range; alternatives of maps are `variants`",
-                join(where, *below),
+                join(where, *rest),
             )
-        if inner.used:
+        if ranges:
             raise node.origin.error("the ends of a range cannot come from another range", where)
         self.used_vars |= inner.used_vars
         try:
@@ -263,9 +310,8 @@ class Resolver:
             at = node.get(*error.path.split(".")) if error.path else None
             place = (at or node).origin
             raise place.error(error.message, join(where, error.path)) from None
-        if isinstance(known, Sample | Solve):
-            kind = type(known).__name__.lower()
-            raise node.origin.error(f"ranges of the kind {kind!r} come with a later version", where)
+        if isinstance(known, Solve):
+            raise node.origin.error("ranges of the kind 'solve' come with a later version", where)
         return known
 
 

@@ -9,6 +9,7 @@ What the sections may hold is the business of the schema, which the caller bring
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -25,8 +26,8 @@ from memarch.components.errors import SpecError, did_you_mean
 from memarch.components.plugins import load_plugins
 from memarch.search_spaces.document import Node, Origin, node_of, read_file
 from memarch.search_spaces.patches import REPLACE, expand, merge, nest, parse_override
-from memarch.search_spaces.ranges import Range
-from memarch.search_spaces.resolution import DRAWN, Mark, Path_, Resolver, refuse_ranges
+from memarch.search_spaces.ranges import Choice, Range, Sample, as_written
+from memarch.search_spaces.resolution import DRAWN, SAMPLED, Mark, Path_, Resolver, refuse_ranges
 
 _FRAME = ("vars", "variants", "extends", "plugins")
 _VARIED = ("vars", "task", "model", "train", "eval", "resources")
@@ -172,6 +173,9 @@ class StudyFile:
         spec["plugins"] = [str(path) for path in self.plugins]
         self._add_points(spec, variant, draws, patches, resolver)
         self._add_stages(spec, variant, draws, patches, resolver)
+        sample = self._sample(resolver)
+        if sample:
+            spec["train"]["sample"] = sample
         record = _restored(spec, resolver.unresolved)
         counted = {name: record.get(name) for name in _COUNTED} | {
             "seeds": {kind: spec["study"]["seeds"][kind] for kind in ("model", "data")}
@@ -370,7 +374,8 @@ class StudyFile:
             points = []
             for combination in itertools.product(*axes.values()) if axes else ():
                 changes = dict(zip(axes, combination, strict=True))
-                at = self._changed(changes, f"eval.{name}.sweep", variant, draws, patches, resolver)
+                place = f"eval.{name}.sweep"
+                at, _ = self._changed(changes, place, variant, draws, patches, resolver)
                 changed = {key: at[key] for key in ("task", "model") if at[key] != spec[key]}
                 own = at["eval"][name]["task"]
                 if settings["task"] != "same":  # its own task counts, not the training task
@@ -398,7 +403,7 @@ class StudyFile:
                 self._check_target(
                     path, ("vars", "task", "model", "train"), f"{place}.{path}", resolver
                 )
-            at = self._changed(stage["set"], place, variant, draws, patches, resolver)
+            at, there = self._changed(stage["set"], place, variant, draws, patches, resolver)
             changes = dict(_difference(spec, at, ()))
             for path in changes:
                 section, key = path.split(".")[:2]
@@ -406,6 +411,14 @@ class StudyFile:
                     known = ", ".join(f"train.{name}" for name in self.schema.stage_keys)
                     message = f"train.{key} holds for the whole run; a stage may change {known}"
                     raise self._placed(SpecError(message, path=place), resolver.marks)
+            sample = self._sample(there)
+            if sample != self._sample(resolver):
+                changes |= {
+                    join(*path): _get(at, path)
+                    for path in resolver.sampled
+                    if path not in there.sampled
+                }
+                changes["train.sample"] = sample
             concrete.append(stage | {"set": changes})
         spec["train"] = spec["train"] | {"stages": concrete}
 
@@ -431,13 +444,48 @@ class StudyFile:
         draws: Mapping[str, Any],
         patches: Sequence[Node],
         resolver: Resolver,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], Resolver]:
         more = []
         for path, value in changes.items():
             mark = resolver.marks.get(f"{place}.{path}")
             origin = mark.origin if mark is not None else self.root.origin
             more.append(nest(path, node_of(value, replace(origin, source=place))))
-        return self._canonical(variant, draws, [*patches, *more])[0]
+        return self._canonical(variant, draws, [*patches, *more])
+
+    # Values that training draws for every batch
+
+    def _sample(self, resolver: Resolver) -> list[dict[str, Any]]:
+        """`[{keys, range}]`: what is drawn, and for which keys; every extreme is checked."""
+        drawn: dict[Path_, tuple[Sample, list[Path_]]] = {}
+        for path, (written, known) in sorted(resolver.sampled.items()):
+            drawn.setdefault(written, (known, []))[1].append(path)
+        entries = []
+        for known, paths in drawn.values():
+            values = [
+                self._sampled_at(resolver, dict.fromkeys(paths, value), paths[0])
+                for value in known.extremes()
+            ]
+            # In the form of the schema: units are numbers, files are found from anywhere.
+            inner = Choice(tuple(values)) if isinstance(known.inner, Choice) else known.inner
+            entries.append({"keys": [join(*path) for path in paths], "range": as_written(inner)})
+        if len(drawn) > 1:
+            first = {path: k.extremes()[0] for k, paths in drawn.values() for path in paths}
+            self._sampled_at(resolver, first, next(iter(first)))
+        return entries
+
+    def _sampled_at(self, resolver: Resolver, values: Mapping[Path_, Any], key: Path_) -> Any:
+        """The value of a key when these are drawn, in the form that the schema gives it."""
+        raw = copy.deepcopy(resolver.values)
+        for path, value in values.items():
+            _get(raw, path[:-1])[path[-1]] = value
+        try:
+            return _get(self.schema.parse(raw, self.folders), key)
+        except SpecError as error:
+            placed = self._placed(error, resolver.marks)
+            at = ", ".join(f"{join(*path)}={show(value)}" for path, value in values.items())
+            message = placed.message.removesuffix(SAMPLED).removesuffix(DRAWN)
+            message += f" (when a batch has {at})"
+            raise SpecError(message, path=placed.path, file=placed.file, line=placed.line) from None
 
     def _refuse_computed(self) -> None:
         """Keys that `resolve` fills in are not the user's to write."""
@@ -611,6 +659,12 @@ def _restored(spec: dict[str, Any], unresolved: Mapping[str, str]) -> dict[str, 
     return record
 
 
+def _get(place: Any, path: Path_) -> Any:
+    for key in path:
+        place = place[key]
+    return place
+
+
 def _put(place: Any, keys: Sequence[str], text: str) -> None:
     for key in keys[:-1]:
         inside = place.get(key) if isinstance(place, dict) else None
@@ -632,7 +686,25 @@ def _as_written(spec: Mapping[str, Any]) -> dict[str, Any]:
     plain = json.loads(json.dumps(sections))
     for settings in plain["eval"].values():
         settings.pop("points", None)
+    _sample_as_written(plain["task"], plain["train"].pop("sample", []), plain)
+    for stage in plain["train"].get("stages") or []:
+        for entry in stage["set"].pop("train.sample", []):
+            stage["set"] |= {key: {"sample": entry["range"]} for key in entry["keys"]}
     return plain
+
+
+def _sample_as_written(
+    task: dict[str, Any], entries: Sequence[Mapping[str, Any]], sections: dict[str, Any]
+) -> None:
+    """Ranges go back to where they are used; one that several keys share becomes a var."""
+    for entry in entries:
+        value: Any = {"sample": entry["range"]}
+        if len(entry["keys"]) > 1:
+            name = entry["keys"][0].replace(".", "_")
+            sections.setdefault("vars", {})[name] = value
+            value = f"${name}"
+        for key in entry["keys"]:
+            _put({"task": task}, key.split("."), value)
 
 
 def _difference(

@@ -33,6 +33,7 @@ from memarch.studies.points import (
     own_random_state,
     watched_points,
 )
+from memarch.studies.sampled_batches import training_batches
 from memarch.studies.spec import TrainSettings
 from memarch.studies.stages import StageRecord, is_met, stage_specs
 from memarch.studies.tasks.base import Task
@@ -204,7 +205,7 @@ class Session:
         optimizers.set_trainable(self.model, train.trainable)
         model.train()
         seed = seed_of(spec, "data") + STAGE_SEED * index
-        batches = task.batches("train", train.batch_size, seed, self.progress.batches)
+        batches = training_batches(spec, task, train.batch_size, seed, self.progress.batches)
         flops = self._measure(spec, task, model)["cost/flops_train_per_token"]
         return Stage(spec, task, model, train, batches, flops)
 
@@ -404,12 +405,13 @@ class Session:
 
 
 def train_settings(spec: Mapping[str, Any]) -> TrainSettings:
-    """The section `train`, checked, with its defaults; without what was resolved for its stages."""
+    """The section `train`, checked, with its defaults; without what was resolved beside them."""
     stages = [
         {key: value for key, value in stage.items() if key != "spec"}
         for stage in spec["train"].get("stages") or []
     ]
-    return parse(TrainSettings, {**spec["train"], "stages": stages}, "train")
+    given = {key: value for key, value in spec["train"].items() if key != "sample"}
+    return parse(TrainSettings, {**given, "stages": stages}, "train")
 
 
 def seed_of(spec: Mapping[str, Any], kind: str) -> int:

@@ -46,6 +46,8 @@ def _stage_spec(spec: Mapping[str, Any], index: int, stage: Mapping[str, Any]) -
         return {**spec, **stage["spec"]}
     result = copy.deepcopy(dict(spec))
     for path, value in stage["set"].items():
+        if path == "train.sample":  # what all of the stage's batches are drawn from, resolved
+            continue
         where = f"train.stages.{index}.set.{path}"
         section, *keys = path.split(".")
         if section not in ("task", "model", "train") or not keys:
@@ -59,7 +61,24 @@ def _stage_spec(spec: Mapping[str, Any], index: int, stage: Mapping[str, Any]) -
                 path=where,
             )
         set_path(result, path, value)
+        _unsample(result["train"], path)
+    if "train.sample" in stage["set"]:
+        result["train"]["sample"] = stage["set"]["train.sample"]
     return result
+
+
+def _unsample(train: dict[str, Any], path: str) -> None:
+    """A key that a stage sets is not drawn for every batch there."""
+    if "sample" in train:
+        entries = [
+            entry | {"keys": [key for key in entry["keys"] if not _overlap(key, path)]}
+            for entry in train["sample"]
+        ]
+        train["sample"] = [entry for entry in entries if entry["keys"]]
+
+
+def _overlap(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def set_path(spec: dict[str, Any], path: str, value: Any) -> None:
