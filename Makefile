@@ -64,7 +64,7 @@ if [ "$$found" != "$$key dev" ] && [ "$$found" != "$$key $(1)" ]; then \
     echo "This downloads, once, from your package index: PyTorch (0.2 GB; 2 to 3 GB more where the"; \
     echo "index serves CUDA builds), transformers, ray, mlflow, optuna, datasets and what they need"; \
     echo "(0.4 GB). It takes some minutes. No models and no data sets are downloaded."; \
-    echo "Linux without a GPU: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu is smaller."; \
+    echo "Without a GPU, the CPU build of torch, installed before, saves most of it."; \
   fi; \
   PYTHONWARNINGS=ignore "$$env_python" -m pip install $$([ -t 1 ] || echo -qq) --disable-pip-version-check -c constraints.txt -e ".$(if $(filter dev,$(1)),[dev])"; \
   echo "$$key $(1)" > "$$stamp"; \
