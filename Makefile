@@ -98,6 +98,7 @@ quickstart: base
 	echo "  $(STORAGE)/studies/quickstart/report.html     the report: leaderboard, recall against state"; \
 	echo "  $$bin/memarch study show quickstart           the same trials in the terminal"; \
 	echo "  $$bin/memarch ui                              every run, in the MLflow UI"; \
+	echo "  docs/results.md                               the same question with more sizes and steps"; \
 	echo "  search_spaces/quickstart.yaml                 the study itself: copy it, change it, run it"
 
 test: dev run-tests
