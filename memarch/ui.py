@@ -20,6 +20,8 @@ from memarch.studies.tracking import tracking_uri
 HOST = "127.0.0.1"
 PATIENCE = 180.0
 """Seconds that the server may take to answer."""
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+"""What ends us besides Ctrl-C: `kill`, and a terminal that is closed."""
 
 
 def command(storage: Path, port: int) -> list[str]:
@@ -36,7 +38,7 @@ def command(storage: Path, port: int) -> list[str]:
 
 
 def serve(storage: Path, port: int, *, open_page: bool) -> None:
-    """Run the server until Ctrl-C; print its address when it answers.
+    """Run the server until Ctrl-C or a request to end; print its address when it answers.
 
     Where `$MLFLOW_TRACKING_URI` names a server that runs, that is the one to look at.
     """
@@ -54,6 +56,8 @@ def serve(storage: Path, port: int, *, open_page: bool) -> None:
     url = f"http://{HOST}:{port}"
     log(f"starting MLflow on {storage} (takes a while)")
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    for ending in ENDINGS:
+        signal.signal(ending, signal.default_int_handler)  # as Ctrl-C does
     server = subprocess.Popen(
         command(storage, port),
         env=environment,
@@ -73,7 +77,12 @@ def serve(storage: Path, port: int, *, open_page: bool) -> None:
     except KeyboardInterrupt:
         log("stopped")
     finally:
+        for ending in (signal.SIGINT, *ENDINGS):
+            signal.signal(ending, signal.SIG_IGN)  # a second one must not leave workers behind
         _end(server)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for ending in ENDINGS:
+            signal.signal(ending, signal.SIG_DFL)
 
 
 def _wait(server: subprocess.Popen[str], url: str) -> None:
