@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,13 +21,17 @@ _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"min": min, "max": max}
+_DOLLAR = re.compile(r"(?<![\w$])\$(?=[A-Za-z_])")
 ALLOWED = "+ - * / // min max, numbers and names"
 
 
 def evaluate(text: str, lookup: Callable[[str], Any]) -> Number:
-    """The value of an expression, without its leading `=`; `lookup` gives the value of a name."""
+    """The value of an expression, without its leading `=`; `lookup` gives the value of a name.
+
+    `$name` means the same as `name`.
+    """
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = ast.parse(_DOLLAR.sub("", text).strip(), mode="eval")
     except (SyntaxError, ValueError):
         raise SpecError(f"{'=' + text!r} is no expression; there are {ALLOWED}") from None
     try:

@@ -117,6 +117,7 @@ def test_the_name_of_a_study_is_by_default_the_files(load: Load) -> None:
     [
         ("vars: {n: 8}\nmodel: {segment_length: $n}", "model.segment_length", 8),
         ("vars: {n: 2, m: =n * 3 + 1}\nmodel: {segment_length: $m}", "model.segment_length", 7),
+        ("vars: {n: 2}\nmodel: {segment_length: =3 * $n + n}", "model.segment_length", 8),
         ("model: {segment_length: =hidden_size // 8}", "model.segment_length", 4),
         ('model: {segment_length: "=max(2, hidden_size - 30, 1)"}', "model.segment_length", 2),
         ("model: {segment_length: =hidden_size / 8}", "model.segment_length", 4),
