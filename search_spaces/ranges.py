@@ -14,6 +14,7 @@ sets it.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -163,11 +164,19 @@ _MODIFIERS: dict[str, tuple[str, ...]] = {
     "solve": (),
 }
 KINDS = tuple(_MODIFIERS)
+_SHARED = {name for names in _MODIFIERS.values() for name in names}
 
 
 def is_range(raw: object) -> bool:
     """Whether a map means a range: it has the name of a kind of range among its keys."""
     return isinstance(raw, Mapping) and any(kind in raw for kind in KINDS)
+
+
+def near_range(raw: Mapping[str, Any]) -> str:
+    """What to say of a map that looks like a range with its kind misspelt; else nothing."""
+    names = [str(name) for name in raw if name not in _SHARED]
+    near = difflib.get_close_matches(names[0], KINDS, n=1) if len(names) == 1 else []
+    return f"unknown range {names[0]!r}; did you mean {near[0]!r}?" if near else ""
 
 
 def parse_range(raw: Mapping[str, Any]) -> Range:

@@ -28,6 +28,7 @@ from memarch.search_spaces.ranges import (
     Subset,
     as_written,
     is_range,
+    near_range,
     parse_range,
 )
 
@@ -55,6 +56,8 @@ class Mark:
     """Written as one value, whatever the schema makes of it."""
     last: Origin | None = None
     """Where a merged map was last added to."""
+    near: str = ""
+    """What to say where one value was expected: a map that is nearly a range."""
 
 
 @dataclass
@@ -97,7 +100,8 @@ class Resolver:
     def value(self, node: Node, written: Path_, path: Path_, note: str = "") -> Any:
         """The value of a node written at one path and used at another (equal but for `$name`)."""
         leaf = not node.is_map and not node.is_list
-        self.marks[join(*path)] = Mark(node.origin, str(node.origin), note, leaf, node.last)
+        near = near_range(node.value) if node.is_map else ""
+        self.marks[join(*path)] = Mark(node.origin, str(node.origin), note, leaf, node.last, near)
         if range_at(node, written):
             return self._draw(node, written, path, note)
         if node.is_map:

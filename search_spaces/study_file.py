@@ -327,7 +327,10 @@ class StudyFile:
         mark = marks.get(probe)
         if mark is None:
             return SpecError(error.message, path=error.path, file=str(self.path))
-        message = error.message + mark.note
+        message = error.message
+        if mark.near and probe == error.path and message.endswith("got a map"):
+            message = mark.near
+        message += mark.note
         parent = marks.get(join(probe.rpartition(".")[0], "type"))
         unknown = message.startswith("unknown key") and "did you mean" not in message
         if unknown and parent and parent.origin != mark.origin:
