@@ -190,6 +190,30 @@ def cost(trial: Trial, name: str) -> str:
     return quantity(value) if name.startswith("cost/") else number(value, digits=4)
 
 
+def figure(trial: Trial, metric: str, *, digits: int = 4) -> str:
+    """An objective of a trial: scores with so many decimals, costs in their own unit."""
+    value = score(trial, metric)
+    if value is None or is_cost(metric):
+        return cost(trial, metric)
+    return f"{value:.{digits}f}"
+
+
+def is_cost(metric: str) -> bool:
+    """Whether a metric says what a trial took, not how well it did."""
+    return metric.startswith("cost/")
+
+
+def columns(document: Document, trials: Sequence[Trial]) -> tuple[list[str], dict[str, str]]:
+    """A leaderboard's scores, and its costs with their headings: objectives, each of them once."""
+    goals = list(objectives(document))
+    known = [name for name in COSTS if any(score(trial, name) is not None for trial in trials)]
+    costs = dict.fromkeys([*known, *(goal for goal in goals if is_cost(goal))])
+    return (
+        [goal for goal in goals if not is_cost(goal)],
+        {name: COSTS.get(name, name.removeprefix("cost/")) for name in costs},
+    )
+
+
 def settings(trial: Trial, *, seed: bool = False) -> str:
     """What was drawn for a trial, in one line: `num_tokens 8, write_steps 2`; its seed if asked."""
     params = {k: v for k, v in trial.get("params", {}).items() if k != "variant"}

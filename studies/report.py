@@ -102,8 +102,9 @@ def _answer(records: Records) -> str:
         return "<p class=answer>No trial has finished yet.</p>"
     best, maximize = board.best_memory(rows), board.main_objective(records.document)[1]
     value = score_of(records, best)
+    shown = board.figure(best, records.metric, digits=3)
     state = board.cost(best, "cost/state_bytes")
-    words = [f"<b>{escape(label(best))}</b> is best: {escape(records.metric)} <b>{value:.3f}</b>"]
+    words = [f"<b>{escape(label(best))}</b> is best: {escape(records.metric)} <b>{shown}</b>"]
     words[0] += f" with {state} of state."
     if records.floors:
         name, floor = max(
@@ -115,22 +116,21 @@ def _answer(records: Records) -> str:
     for trial in rows:
         if board.is_baseline(trial):
             what = board.BASELINES[trial["variant"]]
-            score = score_of(records, trial)
-            words.append(f"{escape(trial['variant'])} ({what}) has {score:.3f}.")
+            score = board.figure(trial, records.metric, digits=3)
+            words.append(f"{escape(trial['variant'])} ({what}) has {score}.")
     return f"<p class=answer>{' '.join(dict.fromkeys(words))}</p>"
 
 
 def _leaderboard(records: Records) -> str:
     document = records.document
-    goals = list(board.objectives(document))
     rows = board.ranked(document)
+    goals, costs = board.columns(document, rows)
     if not rows:
         return "<p class=note>No trial has finished yet.</p>"
     seed = board.several_seeds(document)
     floor = max(records.floors.values(), default=None)
     maximize = board.main_objective(document)[1]
-    costs = [c for c in board.COSTS if any(board.score(row, c) is not None for row in rows)]
-    head = ["rank", "trial", "variant", "settings", *goals, *(board.COSTS[c] for c in costs)]
+    head = ["rank", "trial", "variant", "settings", *goals, *costs.values()]
     body = []
     for rank, trial in enumerate(rows, start=1):
         cells = [_cell(rank, rank), _cell(f"{trial['number']:03d}", trial["number"])]
@@ -139,7 +139,7 @@ def _leaderboard(records: Records) -> str:
             value = board.score(trial, goal)
             low = value is not None and floor is not None and maximize and value <= floor
             class_ = "num low" if low and goal == records.metric else "num strong"
-            cells.append(_cell("-" if value is None else f"{value:.4f}", value, class_))
+            cells.append(_cell(board.figure(trial, goal), value, class_))
         cells += [_cell(board.cost(trial, c), board.score(trial, c), "num") for c in costs]
         classes = ["baseline"] if board.is_baseline(trial) else []
         classes += ["best"] if trial["number"] in document["best"] else []
@@ -149,7 +149,7 @@ def _leaderboard(records: Records) -> str:
     if floors:
         note = f"<p class=note>Floors, which need no memory: {escape(floors)}. A score at or below "
         note += "the higher one is grey: nothing was recalled. Baselines are in italics.</p>"
-    return note + _table(head, body, right=[*goals, *board.COSTS.values()])
+    return note + _table(head, body, right=[*goals, *costs.values()])
 
 
 def _costs(records: Records) -> str:
@@ -182,7 +182,7 @@ def _test(records: Records) -> str:
         cells.append(_cell(board.settings(trial)))
         for name in [records.metric, *main]:
             value = board.score(trial, name)
-            cells.append(_cell(board.number(value, digits=4), value, "num"))
+            cells.append(_cell(board.cost(trial, name), value, "num"))
         body.append(f"<tr>{''.join(cells)}</tr>")
     return _table(head, body, right=head[3:])
 
@@ -206,7 +206,10 @@ def _failed(records: Records) -> str:
 def _reproduce(records: Records) -> str:
     """The command, the file, the best trial's whole spec, and the versions it ran with."""
     info = records.info
-    command = ["memarch", "study", "run", Path(info.get("file") or "study.yaml").name]
+    file = Path(info.get("file") or "study.yaml")
+    command = ["memarch", "study", "run", file.name]
+    if records.document["name"] != (records.settings.get("name") or file.stem):
+        command += ["--as", records.document["name"]]
     command += ["--set", *info["overrides"]] if info.get("overrides") else []
     parts = [f"<pre>{escape(shlex.join(command))}</pre>"]
     if records.source:

@@ -165,6 +165,12 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
+def test_the_command_names_the_study_where_the_file_does_not(folder: Path) -> None:
+    assert "memarch study run s.yaml --set" in write_report(folder).read_text()
+    write_json(folder / "resolved.json", {"study": {"name": "other"}})
+    assert "memarch study run s.yaml --as s --set" in write_report(folder).read_text()
+
+
 def test_the_page_is_complete_and_needs_nothing_else(folder: Path) -> None:
     path = write_report(folder)
     assert path == folder / "report.html"
