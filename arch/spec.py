@@ -279,7 +279,11 @@ def parse_memory(raw: Mapping[str, Any], path: str = "") -> MemorySettings:
         store = raw.get("store", {})
         inside = error.path.split(".")[0] in store
         where = join(path, "store" if inside else "", error.path)
-        raise SpecError(error.message, path=where) from None
+        message = error.message
+        if message.startswith("unknown key") and "." not in error.path and "type" in raw:
+            own, asked = f" for type {normal['type']!r}", f" for type {raw['type']!r}"
+            message = message.replace(own, asked, 1)
+        raise SpecError(message, path=where) from None
 
 
 def own_name(entry: Entry[Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memarch.arch.settings import join, parse, show
@@ -58,6 +58,8 @@ class Mark:
     """Where a merged map was last added to."""
     near: str = ""
     """What to say where one value was expected: a map that is nearly a range."""
+    key: Origin | None = None
+    """Where the key was written, if the value is a var's."""
 
 
 @dataclass
@@ -97,17 +99,21 @@ class Resolver:
         self.values = values
         return values
 
-    def value(self, node: Node, written: Path_, path: Path_, note: str = "") -> Any:
+    def value(
+        self, node: Node, written: Path_, path: Path_, note: str = "", key: Origin | None = None
+    ) -> Any:
         """The value of a node written at one path and used at another (equal but for `$name`)."""
         leaf = not node.is_map and not node.is_list
         near = near_range(node.value) if node.is_map else ""
-        self.marks[join(*path)] = Mark(node.origin, str(node.origin), note, leaf, node.last, near)
+        self.marks[join(*path)] = Mark(
+            node.origin, str(node.origin), note, leaf, node.last, near, key
+        )
         if range_at(node, written):
             return self._draw(node, written, path, note)
         if node.is_map:
             return {
-                key: self.value(child, (*written, key), (*path, key), note)
-                for key, child in node.value.items()
+                name: self.value(child, (*written, name), (*path, name), note)
+                for name, child in node.value.items()
             }
         if node.is_list:
             return [
@@ -165,7 +171,10 @@ class Resolver:
             )
         with_note = f" (the value of vars.{name})"
         value = self._once(
-            f"vars.{name}", origin, path, lambda: self.value(node, ("vars", name), path, with_note)
+            f"vars.{name}",
+            origin,
+            path,
+            lambda: self.value(node, ("vars", name), path, with_note, origin),
         )
         self.used_vars[name] = value
         return value
@@ -237,7 +246,8 @@ class Resolver:
         if self.draws is None:
             return _first(known)
         note = note or DRAWN
-        self.marks[join(*path)] = Mark(node.origin, "draw", note, leaf=True)
+        mark = self.marks[join(*path)]
+        self.marks[join(*path)] = replace(mark, source="draw", note=note, leaf=True, last=None)
         if name not in self.draws:
             raise node.origin.error(
                 f"is a range, and no value was drawn for {name!r}: give one by `--set`, or run the "
@@ -274,7 +284,7 @@ class Resolver:
         if in_stage:
             return as_written(known)
         mark = self.marks[join(*path)]
-        self.marks[join(*path)] = Mark(node.origin, mark.source, note or SAMPLED, leaf=True)
+        self.marks[join(*path)] = replace(mark, note=note or SAMPLED, leaf=True, last=None)
         self.sampled[path] = (written, known)
         return known.evaluated
 

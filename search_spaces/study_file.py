@@ -330,7 +330,8 @@ class StudyFile:
         message = error.message
         if mark.near and probe == error.path and message.endswith("got a map"):
             message = mark.near
-        message += mark.note
+        own_key = probe == error.path and message.startswith("unknown key")
+        message += "" if own_key else mark.note
         parent = marks.get(join(probe.rpartition(".")[0], "type"))
         unknown = message.startswith("unknown key") and "did you mean" not in message
         if unknown and parent and parent.origin != mark.origin:
@@ -341,6 +342,8 @@ class StudyFile:
                     "`{replace: …}` drops what was there before)"
                 )
         at = mark.last if mark.last is not None and probe == error.path else mark.origin
+        if own_key and mark.key is not None:
+            at = mark.key
         return SpecError(message, path=error.path, file=at.file, line=at.line)
 
     def _origins(
