@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from memarch.components.errors import SpecError
-from memarch.output import WorkFailedError, document_only, emit, log
+from memarch.output import StoppedError, WorkFailedError, document_only, emit, log
 
 QUIET = {"TQDM_DISABLE": "1", "MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_DISABLE_TELEMETRY": "true"}
 """What keeps libraries from writing between our lines."""
@@ -45,6 +45,9 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             log(f"see `{error.ctx.command_path} --help`")
         return 2
+    except StoppedError as error:
+        log(str(error))
+        return 1
     except WorkFailedError as error:
         log(f"failed: {error}")
         return 1
@@ -306,7 +309,15 @@ def evaluate(
 
     \b
     memarch eval my_study/7 long.yaml
-    memarch eval runs/models/model long.yaml --set task.pairs=64
+    memarch eval runs/models/my_model-174c1c06 long.yaml --set task.pairs=64
+
+    The file needs `task` and `model` too. The shortest way is to extend the file that the model was
+    trained from, and to say only what differs:
+
+    \b
+    extends: my_model.yaml
+    eval:
+      long: {size: 512, task: {pairs: 64}}
     """
     from memarch import train as training
 
@@ -525,7 +536,9 @@ def _study_end(document: dict[str, Any], storage: Path, as_json: bool) -> None:
         show.study(document)
         show.where_next(document, storage)
     if document["state"] == "interrupted":
-        raise WorkFailedError(f"interrupted; `memarch study resume {document['name']}` goes on")
+        option = "" if storage == Path("runs").absolute() else f" --storage {storage}"
+        again = f"memarch study resume {document['name']}{option}"
+        raise StoppedError(f"interrupted; `{again}` goes on")
     trials: Iterable[dict[str, Any]] = document["trials"]
     if not any(trial["state"] == "complete" for trial in trials):
         raise WorkFailedError("no trial completed; `memarch study show` has the reasons")

@@ -23,6 +23,8 @@ QUIET_SECONDS = 15.0
 
 BEST_ROWS = 5
 
+TOLD_COSTS = ("cost/state_bytes", "cost/wall_seconds")
+
 
 def run(
     file: Path,
@@ -65,8 +67,18 @@ def _followed(
 
     console = Console(stderr=True)
     with _display(console) as display:
-        result = work(display)
+        result = work(_without_farewell(display))
     return show_study(result.name, storage)
+
+
+def _without_farewell(display: Callable[[events.Event], None]) -> Callable[[events.Event], None]:
+    """All events but the notice of how to go on: the command's last line says it, with options."""
+
+    def take(event: events.Event) -> None:
+        if not (isinstance(event, events.Notice) and event.message.startswith("interrupted;")):
+            display(event)
+
+    return take
 
 
 def _display(console: Console) -> Lines | Screen:
@@ -163,9 +175,14 @@ class Progress:
         metric, _ = board.main_objective(self.document)
         floors = board.floors(rows, metric)
         best = board.best_memory(rows)
-        value = board.score(best, metric) or 0.0
+        value = board.figure(best, metric, digits=3)
         against = f"; floor {max(floors.values()):.3f}" if floors else ""
-        return f"best {value:.3f} ({best['number']:03d} {best['variant']}{against})"
+        return f"best {value} ({best['number']:03d} {best['variant']}{against})"
+
+    def _costs(self) -> list[str]:
+        """The costs of a trial that are told, each once."""
+        objectives = (metric for metric in self.objective if board.is_cost(metric))
+        return list(dict.fromkeys([*TOLD_COSTS, *objectives]))
 
     def row(self, record: dict[str, Any]) -> str:
         """A finished trial in one line."""
@@ -174,12 +191,12 @@ class Progress:
             parts.append(f"{record['state']}: {record['reason']}")
         tests = [metric.replace("eval/", "test/", 1) for metric in self.objective]
         for metric in (*self.objective, *tests):
-            value = board.score(record, metric)
-            if value is not None:
-                parts.append(f"{metric} {value:.4f}")
-        for cost in ("cost/state_bytes", "cost/wall_seconds"):
+            if board.score(record, metric) is not None and not board.is_cost(metric):
+                parts.append(f"{metric} {board.figure(record, metric)}")
+        for cost in self._costs():
             if board.score(record, cost) is not None:
-                parts.append(board.cost(record, cost))
+                name = "" if cost in TOLD_COSTS else f"{cost} "  # a unit says what those are
+                parts.append(name + board.cost(record, cost))
         return "  ".join(part for part in parts if part)
 
 
@@ -297,8 +314,13 @@ class Screen:
         return made
 
     def _scores(self, metrics: dict[str, float]) -> str:
-        names = [name for name in self.progress.objective if metrics.get(name) is not None]
-        return ", ".join(f"{name.rpartition('/')[2]} {metrics[name]:.3f}" for name in names)
+        trial = {"metrics": metrics}
+        names = [n for n in self.progress.objective if board.score(trial, n) is not None]
+        return ", ".join(
+            f"{name.rpartition('/')[2]} {board.figure(trial, name, digits=3)}"
+            for name in names
+            if name != "cost/state_bytes"  # has a column
+        )
 
 
 def progress_items(progress: Progress) -> list[tuple[int, Running]]:

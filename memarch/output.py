@@ -15,6 +15,10 @@ class WorkFailedError(Exception):
     """The input was right and the work failed: exit code 1."""
 
 
+class StoppedError(WorkFailedError):
+    """The work was stopped from outside, and can go on."""
+
+
 def log(message: str) -> None:
     """A line for people, on stderr."""
     print(message, file=sys.stderr, flush=True)

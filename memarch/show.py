@@ -101,6 +101,7 @@ def studies(rows: Sequence[Row], storage: Path) -> None:
         f"studies in {storage}", ["name", "state", "design", "trials", "objective", "best"]
     )
     for row in rows:
+        best = row.get("best_values") or {}
         counts = ", ".join(f"{n} {state}" for state, n in row["trials"].items() if n)
         made.add_row(
             f"[bold]{escape(row['name'])}[/]",
@@ -108,7 +109,7 @@ def studies(rows: Sequence[Row], storage: Path) -> None:
             str(row["design"] or ""),
             counts,
             ", ".join(row["objective"]),
-            ", ".join(board.number(v) for v in (row.get("best_values") or {}).values()),
+            ", ".join(board.cost({"metrics": best}, name) for name in best),
         )
     out.print(made)
 
@@ -133,20 +134,17 @@ def study(document: board.Document) -> None:
 
 def leaderboard(document: board.Document) -> RenderableType:
     """Trials, best first, beside the floors and the costs."""
-    goals = board.objectives(document)
     main, _ = board.main_objective(document)
     rows = board.ranked(document)
     seed = board.several_seeds(document)
     floors = board.floors(rows, main)
-    costs = [
-        name for name in board.COSTS if any(board.score(row, name) is not None for row in rows)
-    ]
+    goals, costs = board.columns(document, rows)
     scores = [*goals, *board.test_metrics(document)]
-    headings = ["rank", "trial", "variant", "settings", *scores, *(board.COSTS[c] for c in costs)]
+    headings = ["rank", "trial", "variant", "settings", *scores, *costs.values()]
     made = table(
         f"{document['name']}: {document['state']}",
         headings,
-        right=["rank", "trial", *scores, *board.COSTS.values()],
+        right=["rank", "trial", *scores, *costs.values()],
     )
     for rank, trial in enumerate(rows, start=1):
         baseline = board.is_baseline(trial)
@@ -174,13 +172,11 @@ def leaderboard(document: board.Document) -> RenderableType:
 
 
 def where_next(document: board.Document, storage: Path) -> None:
-    """The last words of a study: what to look at, or how to go on."""
+    """The last words of a study: what to look at."""
     out = console()
     name = document["name"]
     option = "" if storage == Path("runs").absolute() else f" --storage {storage}"
     report = storage / "studies" / name / "report.html"
-    if document["state"] == "interrupted":
-        out.print(f"go on:   memarch study resume {name}{option}", highlight=False)
     if report.exists():
         out.print(f"report:  {report}", highlight=False, soft_wrap=True)
     out.print(f"MLflow:  memarch ui{option}", highlight=False, soft_wrap=True)

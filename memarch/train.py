@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,10 +77,25 @@ def _saved_model(model: str, storage: Path) -> tuple[Path, Json]:
         raise SpecError(f"no saved model in {model!r}: there is no config.json")
     trial = find_trial(model, storage)
     if trial is None:
-        raise SpecError(f"no saved model {model!r}: neither a folder nor STUDY/NUMBER")
+        raise SpecError(
+            f"no saved model {model!r}: neither a folder nor STUDY/NUMBER{_nearest(model, storage)}"
+        )
     if not (trial.path / "model" / "config.json").is_file():
         raise SpecError(f"trial {model} has no saved model; its state is {trial.record['state']}")
     return trial.path / "model", trial.record
+
+
+def _nearest(model: str, storage: Path) -> str:
+    """The trained models whose folders are called most like it, or nothing to say."""
+    places = dict.fromkeys([Path(model).parent, storage / "models"])
+    found = [
+        config.parents[1] for place in places for config in place.glob("*/model/config.json")
+    ]
+    names = {str(path): path.name for path in found}
+    begin = [path for path, name in names.items() if name.startswith(Path(model).name)]
+    like = difflib.get_close_matches(Path(model).name, names.values(), n=3, cutoff=0.5)
+    near = begin or [path for path, name in names.items() if name in like]
+    return f"; did you mean {' or '.join(sorted(near)[:3])}?" if near else ""
 
 
 def _train(spec: Json, folder: Path) -> Json:

@@ -218,6 +218,28 @@ def test_train_then_eval(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert json.loads(out)["metrics"][metric] == trained["metrics"][metric]
 
 
+def test_eval_names_the_nearest_model(run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "models" / "gm-174c1c06" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    for given in (tmp_path / "models" / "gm", "gm"):
+        code, _, err = run("eval", given, "long.yaml", "--storage", tmp_path)
+        assert code == 2
+        assert f"did you mean {model.parent}?" in err
+
+
+def test_an_interrupted_study_says_once_how_to_go_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = {"name": "cc", "state": "interrupted", "objective": {"a": "maximize"}}
+    document |= {"trials": [], "best": []}
+    monkeypatch.setattr("memarch.follow.run", lambda *_: document)
+    code, out, err = run("study", "run", "cc.yaml", "--storage", tmp_path)
+    assert code == 1
+    assert err == f"interrupted; `memarch study resume cc --storage {tmp_path}` goes on\n"
+    assert "resume" not in out
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from memarch.follow import Lines, Progress, Screen
 from memarch.studies import events
+from memarch.studies import leaderboard as board
 
 METRIC = "eval/kv/exact_match"
 
@@ -54,6 +55,16 @@ def test_lines_tell_every_finished_trial_and_where_the_study_stands() -> None:
     assert "1 of 4 trials done, 1 running, best 0.240 (000 none; floor 0.250)" in text
     assert "2 of 4 trials done, 0 running, best 0.930 (001 rmt; floor 0.250), about" in text
     assert "the worker of trial 2 died; it starts again" in text
+
+
+def test_a_cost_that_is_an_objective_is_told_once_and_in_its_unit() -> None:
+    progress = Progress()
+    goals = {METRIC: "maximize", "cost/state_bytes": "minimize"}
+    progress.take(events.StudyStarted("s", "/runs/s", goals, "search", 4, 0))
+    trial = record(0, "none", 0.24)
+    assert progress.row(trial) == "000  none  num_tokens 4  eval/kv/exact_match 0.2400  256 B"
+    document = progress.document | {"trials": [trial]}
+    assert board.columns(document, [trial]) == ([METRIC], {"cost/state_bytes": "state"})
 
 
 def test_a_failed_trial_is_told_with_its_reason() -> None:
