@@ -375,6 +375,7 @@ class StudyFile:
             for path, values in (settings.get("sweep") or {}).items():
                 where = f"eval.{name}.sweep.{path}"
                 self._check_target(path, ("vars", "task", "model"), where, resolver)
+                self._check_memory(path, where, variant, resolver)
                 if not path.startswith("vars.") or path[5:] in resolver.used_vars:
                     axes[path] = values
             points = []
@@ -441,6 +442,21 @@ class StudyFile:
             message = f"there is no var {rest!r}; {did_you_mean(rest, known)}"
         if message:
             raise self._placed(SpecError(message, path=where), resolver.marks)
+
+    def _check_memory(self, path: str, where: str, variant: str, resolver: Resolver) -> None:
+        """A sweep inside a memory needs the memory; only the whole of one can be added."""
+        keys = path.split(".")
+        memories = resolver.values["model"].get("memory") or {}
+        if keys[:2] != ["model", "memory"] or len(keys) < 4 or keys[2] in memories:
+            return
+        who = f"variant {variant!r}" if variant else "the model"
+        message = f"{who} has nothing at {join(*keys[:3])} for the sweep to change; "
+        message += (
+            "put the sweep into the variants that have it"
+            if variant
+            else did_you_mean(keys[2], memories)
+        )
+        raise self._placed(SpecError(message, path=where), resolver.marks)
 
     def _changed(
         self,
