@@ -34,6 +34,7 @@ from memarch.search_spaces.ranges import (
 
 Path_ = tuple[Key, ...]
 _ENV = re.compile(r"\$env\.([A-Za-z_][A-Za-z0-9_]*)")
+_WRONG_ENV = re.compile(r"[$=].*\$\{?env\b|\$\{?env\b")
 _REFERENCE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 
 RANGED = ("vars", "task", "model", "train")
@@ -131,6 +132,10 @@ class Resolver:
         if _ENV.search(text):
             self.unresolved[join(*path)] = text
             return self.expand_environment(text, node.origin, join(*path))
+        if _WRONG_ENV.match(text):
+            raise node.origin.error(
+                f"{text!r} does not name an environment variable; write $env.NAME", join(*path)
+            )
         if text.startswith("$"):
             match = _REFERENCE.fullmatch(text)
             if match is None:

@@ -159,6 +159,13 @@ def test_vars_of_the_spec_are_those_in_use(load: Load) -> None:
 # The environment
 
 
+@pytest.mark.parametrize("text", ["$env{X}", "${env:X}", "$env:X", "$env", "=2 * $env"])
+def test_wrong_forms_of_env_name_the_right_one(load: Load, text: str) -> None:
+    with pytest.raises(SpecError, match=r"write \$env\.NAME") as caught:
+        load(f'train:\n  lr: "{text}"').resolve()
+    assert (caught.value.line, caught.value.path) == (3, "train.lr")
+
+
 def test_the_environment_is_read_and_stored_unresolved(
     load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
