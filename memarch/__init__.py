@@ -3,7 +3,7 @@
     model = memarch.build("model.yaml")              # a transformers PreTrainedModel
     state = model.write(context_ids)                 # read a context once ...
     answer = model.generate(query_ids, memory=state) # ... answer many queries from it
-    results = memarch.run_study("study.yaml"); results.best, results.frame()
+    results = memarch.run_study("study.yaml"); results.best_trial["metrics"]; results.frame()
 
 Names are looked up on first use, so `import memarch` itself imports nothing heavy.
 """

@@ -73,7 +73,11 @@ def run_study(
     address: str | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> StudyResult:
-    """Run a study to its end, as `memarch study run` does. Raises SpecError."""
+    """Run a study to its end, as `memarch study run` does. Raises SpecError.
+
+    The result has `.best_trial` (a map with `variant`, `params`, `metrics`), `.best` (the numbers
+    of the best trials), `.trials` and `.frame()`.
+    """
     from memarch.studies import driver
 
     return driver.run_study(
@@ -82,7 +86,7 @@ def run_study(
 
 
 def study_results(name: str, *, storage: str | Path | None = None) -> StudyResult:
-    """What is known of a study that ran, or runs: `.best`, `.trials`, `.frame()`."""
+    """What is known of a study that ran, or runs: `.best_trial`, `.best`, `.trials`, `.frame()`."""
     from memarch.studies.store import find_study, show_study
 
     shown = show_study(name, storage)

@@ -16,6 +16,8 @@ from memarch.components.registry import Entry
 LAYERS = 2
 """Layers of the small model on which state sizes are measured."""
 
+_REFERENCE = "module's docstring"
+
 
 def describe(name: str | None = None) -> list[dict[str, Any]]:
     """All memories and tasks, or the one of that name."""
@@ -48,15 +50,31 @@ def _describe(kind: str, entry: Entry[Any]) -> dict[str, Any]:
         "paper": entry.paper or None,
         "settings": _settings(cls.Settings, entry.defaults),
         "state_bytes": _state_bytes(entry) if memory else None,
-        "equations": f"{module}\n\n{own}".strip(),
+        "forms": _forms(entry) if memory else [],
+        "equations": f"{module}\n\n{_without_reference(own)}".strip(),
         "module": cls.__module__,
     }
+
+
+def _forms(entry: Entry[Any]) -> list[dict[str, Any]]:
+    """The two ways to write a memory in a study file: by its name, and by its parts."""
+    from memarch.arch.spec import own_name
+
+    parts = ("write", "read")
+    store = {key: value for key, value in entry.defaults.items() if key not in parts}
+    chosen = {key: entry.defaults[key] for key in parts if key in entry.defaults}
+    return [{"type": entry.name}, {"store": {"type": own_name(entry)} | store} | chosen]
+
+
+def _without_reference(own: str) -> str:
+    """A class's docs without the line that sends the reader to the module's, which stand above."""
+    return "\n".join(line for line in own.split("\n") if _REFERENCE not in line).strip()
 
 
 def _summary(entry: Entry[Any], module: str, own: str) -> str:
     """The first line of its docs; what a preset sets beside it."""
     first = (own or module).split("\n")[0]
-    if "module's docstring" in first:
+    if _REFERENCE in first:
         first = module.split("\n")[0]
     if not entry.defaults:
         return first
@@ -108,10 +126,15 @@ def _settings(cls: type[BaseModel], defaults: Mapping[str, Any]) -> list[dict[st
         given = defaults.get(name)
         options = {label: _settings(member, _under(given, label)) for label, member in _maps(field)}
         required = field.is_required() and name not in defaults
+        default = None if required else _default(field, given, bool(options))
+        if (
+            isinstance(default, str) and default in options
+        ):  # first what it does unless told otherwise
+            options = {default: options[default]} | options
         row = {
             "name": name,
             "type": " or ".join(options) if options else _type_name(field.annotation),
-            "default": None if required else _default(field, given, bool(options)),
+            "default": default,
             "required": required,
             "doc": " ".join((field.description or "").split()),
         }

@@ -68,6 +68,9 @@ def component(row: Row) -> None:
     """One memory or task: its docstring and its settings."""
     out = console()
     out.print(f"[bold]{escape(row['name'])}[/]  {row['kind']}")
+    forms = [_yaml(form) for form in row["forms"]]
+    if forms:
+        out.print(Text("  =  ".join(dict.fromkeys(forms))), highlight=False)
     out.print(Text("\n" + row["equations"].strip() + "\n"))
     facts = {"recurrence": row["recurrence"], "paper": row["paper"], "defined in": row["module"]}
     if row["kind"] == "memory":
@@ -87,8 +90,14 @@ def _settings(made: Table, settings: Sequence[Row], prefix: str) -> None:
         default = "[red]required[/]" if setting["required"] else escape(str(setting["default"]))
         made.add_row(escape(name), escape(setting["type"]), default, escape(setting["doc"]))
         for option, inner in setting.get("options", {}).items():
-            made.add_row(f"[dim]{escape(name)}.type[/]", f"[dim]{escape(option)}[/]", "", "")
-            _settings(made, inner, f"{name}.")
+            _settings(made, inner, f"{name} ({option}).")
+
+
+def _yaml(value: Any) -> str:
+    """A map of words and numbers on one line, as a study file would have it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_yaml(inner)}" for key, inner in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def studies(rows: Sequence[Row], storage: Path) -> None:

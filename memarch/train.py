@@ -88,9 +88,7 @@ def _saved_model(model: str, storage: Path) -> tuple[Path, Json]:
 def _nearest(model: str, storage: Path) -> str:
     """The trained models whose folders are called most like it, or nothing to say."""
     places = dict.fromkeys([Path(model).parent, storage / "models"])
-    found = [
-        config.parents[1] for place in places for config in place.glob("*/model/config.json")
-    ]
+    found = [config.parents[1] for place in places for config in place.glob("*/model/config.json")]
     names = {str(path): path.name for path in found}
     begin = [path for path, name in names.items() if name.startswith(Path(model).name)]
     like = difflib.get_close_matches(Path(model).name, names.values(), n=3, cutoff=0.5)

@@ -65,6 +65,15 @@ class StudyResult:
     best: list[int]
     """Numbers of the best trial, or of the front where there are several objectives."""
 
+    @property
+    def best_trial(self) -> Json | None:
+        """The best trial with its `variant`, `params`, `metrics` and `spec`; of a front, the first
+        in the leaderboard. None where no trial completed."""
+        from memarch.studies.leaderboard import ranked
+
+        rows = ranked({"objective": self.objective, "trials": self.trials})
+        return next((dict(trial) for trial in rows if trial["number"] in self.best), None)
+
     def frame(self) -> Any:
         """One row a trial: number, variant, state, the drawn parameters, the metrics."""
         import pandas

@@ -176,7 +176,18 @@ def test_a_component_is_explained_with_its_equations(run: Run) -> None:
     _, out, _ = run("components", "gradmem")
     assert "2603.13875" in out
     assert "grad L(M_k)" in out
-    assert "write.step_size" in out
+    assert "docstring" not in out
+    assert "{type: gradmem}  =  {store: {type: tokens}, write: {type: gradient}}" in out
+    assert out.index("write (gradient).steps") < out.index("write (forward).steps")
+
+
+def test_both_forms_of_every_memory_are_the_same() -> None:
+    from memarch.arch.spec import parse_memory
+    from memarch.catalogue import describe
+
+    for row in describe():
+        parsed = [parse_memory(form) for form in row["forms"]]
+        assert all(each == parsed[0] for each in parsed), row["name"]
 
 
 def test_plan_has_sizes_schedule_origins_and_an_estimate(run: Run, tmp_path: Path) -> None:

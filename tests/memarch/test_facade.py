@@ -68,3 +68,21 @@ def test_wrong_input_is_a_spec_error(tmp_path: Path) -> None:
     file.write_text(MODEL.replace("num_tokens: 2", "num_tokens: {choice: [2, 4]}"))
     with pytest.raises(memarch.SpecError, match="searches num_tokens"):
         memarch.build(file)
+
+
+def test_the_best_trial_is_given_whole() -> None:
+    from memarch.studies.events import StudyResult
+
+    trials = [
+        {
+            "number": n,
+            "variant": "rmt",
+            "state": "complete",
+            "params": {"n": n},
+            "metrics": {"a": n},
+        }
+        for n in (3, 7)
+    ]
+    result = StudyResult("s", "/runs/s", "complete", {"a": "maximize"}, trials, [7])
+    assert result.best_trial == trials[1]
+    assert StudyResult("s", "/runs/s", "failed", {"a": "maximize"}, [], []).best_trial is None
