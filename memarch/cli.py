@@ -208,7 +208,7 @@ def validate(file: Path, overrides: tuple[str, ...], storage: Path, as_json: boo
     click.echo(f"{file} is valid")
     for name, searched in spaces.items():
         listed = f"searches {', '.join(searched)}" if searched else "nothing is searched"
-        click.echo(f"  {name or 'one model'}: {listed}")
+        click.echo(f"  {name or ('the model' if searched else 'one model')}: {listed}")
     for note in notes:
         click.echo(f"note: {note}")
 
