@@ -153,7 +153,8 @@ def test_validate_says_what_is_searched(run: Run, tmp_path: Path) -> None:
     assert document["valid"] is True
     assert document["variants"] == {"": ["lr"]}
     _, out, _ = run("validate", file, "--set", "train.lr={choice: [0.1, 0.2]}")
-    assert "the model: searches lr" in out and "one model" not in out
+    assert "the model: searches lr" in out
+    assert "one model" not in out
 
 
 def test_components_have_the_documented_shape(run: Run) -> None:
