@@ -159,14 +159,6 @@ class MixerSlot(nn.Module):
         return attend
 
 
-def detach_states(states: dict[str, State]) -> dict[str, State]:
-    """The same content without its history (truncated backpropagation through time)."""
-    return {
-        name: {key: value.detach() for key, value in state.items()}
-        for name, state in states.items()
-    }
-
-
 def concatenate(parts: list[Tensor]) -> Tensor:
     """Rows of several cells as one batch."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -63,8 +63,11 @@ class Run:
         work = []
         for index, cut in enumerate(cuts):
             last = index == len(cuts) - 1
-            item = self._enter(
-                backbone.embed(cut.ids), cut, state, write=uniform or write_last or not last
+            item = self.enter(
+                backbone.embed(cut.ids),
+                self._segment(cut, state),
+                state,
+                write=uniform or write_last or not last,
             )
             frozen = last and not write_last
             work.append(
@@ -114,11 +117,6 @@ class Run:
             positions=self._positions(valid, full, state),
             full=full,
         )
-
-    def _enter(self, x: Tensor, cut: Cut, state: RunState, *, write: bool) -> Work:
-        """Embeddings to the first layer's input, with write tokens where the segment is written."""
-        segment = self._segment(cut, state)
-        return self.enter(x, segment, state, write=write)
 
     def enter(self, x: Tensor, segment: Segment, state: RunState, *, write: bool) -> Work:
         """x `[B, T, D]` to the first layer's input, positions and write tokens added."""

@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memarch.arch.cells import Cell, concatenate, detach_states
+from memarch.arch.cells import Cell, concatenate
 from memarch.arch.groups import Group, group_cells
+from memarch.arch.state import detach_states
 from memarch.components.memory import Segment, State
 
 States = list[dict[str, State]]

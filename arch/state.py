@@ -98,10 +98,8 @@ class RunState:
 
     def detach(self) -> None:
         """Cut the history, in place of the tensors held here."""
-        self.outer = {name: _detached(state) for name, state in self.outer.items()}
-        self.layers = [
-            {name: _detached(state) for name, state in layer.items()} for layer in self.layers
-        ]
+        self.outer = detach_states(self.outer)
+        self.layers = [detach_states(layer) for layer in self.layers]
 
     def pack(self) -> MemoryState:
         """To the public form."""
@@ -141,5 +139,9 @@ class RunState:
         )
 
 
-def _detached(state: State) -> State:
-    return {key: value.detach() for key, value in state.items()}
+def detach_states(states: Mapping[str, State]) -> dict[str, State]:
+    """The same content without its history (truncated backpropagation through time)."""
+    return {
+        name: {key: value.detach() for key, value in state.items()}
+        for name, state in states.items()
+    }
