@@ -69,13 +69,8 @@ def decode(
 def _open(
     model: MemarchModel, rows: int, memory: MemoryState | None, cache: DecodingCache, ids: Tensor
 ) -> None:
-    state = memory if memory is not None else model.init_memory(rows)
-    if rows % state.batch_size:
-        raise ValueError(
-            f"the number of queries must be a multiple of the number of contexts, got {rows} "
-            f"queries over {state.batch_size} contexts"
-        )
-    cache.state = state.repeat(rows // state.batch_size)
+    state = None if memory is None else model._unpack(memory)
+    cache.state = model._for_rows(state, rows).pack()
     cache.open_ids = ids.new_zeros(rows, model.spec.segment_length)
     cache.counts = ids.new_zeros(rows)
 
