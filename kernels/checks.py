@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor
 
 Impl = Literal["auto", "reference", "triton"]
 Form = Literal["chunked", "recurrent"]
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_shapes(op: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
@@ -33,13 +37,30 @@ def check_form(op: str, form: str, chunk_size: int) -> None:
         raise ValueError(f"{op}: chunk_size must be at least 1, got {chunk_size}")
 
 
-def resolve_impl(op: str, impl: str) -> Literal["reference"]:
-    """The implementation that runs. An explicit request is never replaced by another one."""
-    if impl in ("auto", "reference"):
+def resolve_impl(op: str, impl: str, *tensors: Tensor) -> Literal["reference", "triton"]:
+    """The implementation that runs on these tensors. An explicit request is never replaced.
+
+    `auto` is Triton on an NVIDIA GPU in float32, bfloat16 and float16, else the reference.
+    """
+    if impl not in ("auto", "reference", "triton"):
+        raise ValueError(f"{op}: impl must be 'auto', 'reference' or 'triton', got {impl!r}")
+    if impl == "reference":
         return "reference"
-    if impl == "triton":
-        raise ValueError(f"{op} has no Triton implementation; use impl='auto' or 'reference'")
-    raise ValueError(f"{op}: impl must be 'auto', 'reference' or 'triton', got {impl!r}")
+    reason = _why_not_triton(tensors, interpreted=impl == "triton")
+    if impl == "triton" and reason is not None:
+        raise ValueError(f"{op}: {reason}; use impl='auto' or 'reference'")
+    return "triton" if reason is None else "reference"
+
+
+def _why_not_triton(tensors: Sequence[Tensor], *, interpreted: bool) -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    for tensor in tensors:
+        if tensor.dtype not in TRITON_DTYPES:
+            return f"the Triton kernels take float32, bfloat16 and float16, got {tensor.dtype}"
+        if not tensor.is_cuda and not (interpreted and os.environ.get("TRITON_INTERPRET") == "1"):
+            return "the Triton kernels need an NVIDIA GPU (or TRITON_INTERPRET=1)"
+    return None
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
