@@ -26,6 +26,8 @@ os.environ.update(
     COLUMNS="120",
     NO_COLOR="1",
 )
+# Kernels run in Triton's interpreter; TRITON_INTERPRET=0 runs their tests on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 for name in ("MEMARCH_STORAGE", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS"):
     os.environ.pop(name, None)
 
