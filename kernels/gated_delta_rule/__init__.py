@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from memarch.kernels.checks import Form, Impl, check_form, check_shapes, compute_dtype, resolve_impl
+from memarch.kernels.checks import Form, Impl, check_form, check_shapes, compute_dtype
+from memarch.kernels.delta_rule import resolve_form
 from memarch.kernels.gated_delta_rule import reference
 
 
@@ -30,7 +31,7 @@ def gated_delta_rule(
     """`(o [B, T, H, V], final state [B, H, K, V])`; without `state` it starts from zeros.
 
     g is the logarithm of the decay alpha and must not be positive. With g = 0 this is `delta_rule`.
-    Forms, dtypes and autocast are as there.
+    Forms, dtypes, autocast and Triton are as there.
     """
     shapes = {"q": (q, "B T H K"), "k": (k, "B T H K"), "v": (v, "B T H V")}
     shapes |= {"beta": (beta, "B T H"), "g": (g, "B T H")}
@@ -38,9 +39,12 @@ def gated_delta_rule(
         shapes["state"] = (state, "B H K V")
     sizes = check_shapes("gated_delta_rule", **shapes)
     check_form("gated_delta_rule", form, chunk_size)
-    resolve_impl("gated_delta_rule", impl)
     if state is None:
         state = v.new_zeros([sizes[dim] for dim in "BHKV"], dtype=compute_dtype(v))
+    if resolve_form("gated_delta_rule", form, impl, q, k, v, beta, g, state) == "triton":
+        from memarch.kernels.delta_rule import triton_kernels
+
+        return triton_kernels.chunked(q, k, v, beta, g, state, chunk_size=chunk_size)
     dtype = compute_dtype(q, k, v, beta, g, state)
     inputs = [tensor.to(dtype) for tensor in (q, k, v, beta, g, state)]
     with torch.autocast(q.device.type, enabled=False):
