@@ -485,6 +485,42 @@ def check(file: Path, as_json: bool) -> None:
         raise WorkFailedError(f"{broken} of {len(rows)} checks")
 
 
+@app.group(cls=Commands)
+def bench() -> None:
+    """Measure speed: candidates for the same work, side by side in one run, as ratios.
+
+    \b
+    memarch bench diagonal
+    memarch bench kernels
+    memarch bench plot RESULT.json PAGE.html
+    """
+
+
+def _bench(name: str, about: str) -> None:
+    """A command whose options are those of `python -m memarch.bench NAME`."""
+
+    @bench.command(
+        name=name,
+        short_help=about,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True},
+    )
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    @click.pass_context
+    def command(context: click.Context, arguments: tuple[str, ...]) -> None:
+        from memarch.bench.__main__ import run as run_bench
+
+        try:
+            run_bench([name, *arguments], "memarch bench")
+        except SystemExit:  # the help was asked for
+            context.exit()
+
+
+_bench("diagonal", "The orders of a model's cells, side by side.")
+_bench("kernels", "Each operation's Triton kernel against PyTorch.")
+_bench("plot", "Draw a kept result.")
+
+
 @app.command()
 @storage_option
 @click.option("--port", default=5000, show_default=True, help="Port of the server.")

@@ -1,0 +1,247 @@
+"""`memarch bench` and, where only torch and transformers are, `python -m memarch.bench`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from memarch.bench.shapes import MEMORIES, PRESETS, adapt
+from memarch.components.errors import SpecError, did_you_mean
+from memarch.output import document_only, log
+
+if TYPE_CHECKING:
+    import torch
+
+    from memarch.bench.result import Document
+
+STDOUT = "-"
+
+
+def run(arguments: Sequence[str], program: str) -> None:
+    """Run `diagonal`, `kernels` or `plot`; SpecError where the arguments are wrong."""
+    options = _parser(program).parse_args(arguments)
+    if getattr(options, "plot", None) is not None:
+        from memarch.bench.plot import check_plotly
+
+        check_plotly()
+    options.command(options)
+
+
+def main() -> int:
+    """Entry point of `python -m memarch.bench`; the exit code."""
+    try:
+        run(sys.argv[1:], "python -m memarch.bench")
+    except SpecError as error:
+        log(f"error: {error}")
+        return 2
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong arguments are an error like any other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SpecError(f"{message}; see `{self.prog} --help`")
+
+
+def _diagonal(options: argparse.Namespace) -> None:
+    from memarch.bench import diagonal
+
+    device = _device(options.device, options.impl)
+    llamas = [name for name in PRESETS if name != "small"]
+    presets = options.preset or (llamas if device.type == "cuda" else ["small"])
+    settings = diagonal.Settings(
+        shapes=adapt(
+            [shape for name in presets for shape in PRESETS[name]],
+            layers=options.layers,
+            width=options.width,
+            segment_lengths=options.segment_length,
+            segments=options.segments,
+        ),
+        memories=options.memory,
+        modes=options.mode,
+        batches=options.batch,
+        impl=options.impl,
+        device=device,
+        seconds=options.seconds,
+    )
+    _measure(options, lambda: diagonal.run(settings, log))
+
+
+def _kernels(options: argparse.Namespace) -> None:
+    from memarch.bench import kernels
+
+    for name in options.operation or ():
+        if name not in kernels.OPERATIONS:
+            raise SpecError(
+                f"unknown operation {name!r}; {did_you_mean(name, list(kernels.OPERATIONS))}"
+            )
+    settings = kernels.Settings(
+        operations=options.operation or list(kernels.OPERATIONS),
+        device=_device(options.device, "auto"),
+        compile=options.compile,
+        seconds=options.seconds,
+    )
+    _measure(options, lambda: kernels.run(settings, log))
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from memarch.bench.plot import check_plotly, write_plot
+
+    check_plotly()
+    try:
+        found = json.loads(options.file.read_text(encoding="utf-8"))
+        found["rows"], found["benchmark"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SpecError(f"{options.file} is no result of `memarch bench`") from None
+    write_plot(found, options.page)
+    print(options.page)
+
+
+def _measure(options: argparse.Namespace, work: Callable[[], Document]) -> None:
+    """Run it and write what it found where the options say."""
+    if options.threads is not None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    with document_only(options.json == STDOUT):
+        found = work()
+    from memarch.bench.result import text
+
+    whole = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+    if options.json not in (None, STDOUT):
+        Path(options.json).write_text(whole + "\n", encoding="utf-8")
+    print(whole if options.json == STDOUT else text(found), flush=True)
+    if options.plot is not None:
+        from memarch.bench.plot import write_plot
+
+        write_plot(found, options.plot)
+
+
+def _device(name: str, impl: str) -> torch.device:
+    import torch
+
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise SpecError("--device cuda: torch finds no GPU here")
+    device = torch.device("cuda" if found and name != "cpu" else "cpu")
+    if impl == "triton" and device.type != "cuda":
+        raise SpecError("--impl triton needs an NVIDIA GPU; use auto or reference on a CPU")
+    return device
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    top = _Parser(prog=program, description="Measure speed, side by side in one run.")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    diagonal = _command(commands, "diagonal", _diagonal, _ABOUT_DIAGONAL)
+    diagonal.add_argument("--preset", nargs="+", choices=PRESETS, help="which sizes of model")
+    diagonal.add_argument("--memory", nargs="+", choices=MEMORIES, default=list(MEMORIES))
+    diagonal.add_argument(
+        "--mode",
+        nargs="+",
+        choices=("inference", "training"),
+        default=["inference", "training"],
+    )
+    diagonal.add_argument("--batch", nargs="+", type=_count, default=[1, 8, 64])
+    diagonal.add_argument("--layers", type=_count, help="another number of layers")
+    diagonal.add_argument("--width", type=_count, help="another hidden size")
+    diagonal.add_argument("--segment-length", nargs="+", type=_count, help="other segments")
+    diagonal.add_argument("--segments", type=_count, help="another number of segments")
+    diagonal.add_argument(
+        "--impl", choices=("auto", "reference", "triton"), default="auto", help="of all candidates"
+    )
+    _common(diagonal, seconds=10.0)
+
+    kernels = _command(commands, "kernels", _kernels, _ABOUT_KERNELS)
+    kernels.add_argument("--operation", nargs="+", metavar="NAME", help="these only")
+    kernels.add_argument(
+        "--no-compile", dest="compile", action="store_false", help="leave torch.compile out"
+    )
+    _common(kernels, seconds=2.0)
+
+    plot = _command(commands, "plot", _plot, _ABOUT_PLOT)
+    plot.add_argument("file", type=Path, metavar="FILE.json")
+    plot.add_argument("page", type=Path, metavar="PAGE.html")
+    return top
+
+
+def _command(
+    commands: Any, name: str, work: Callable[[argparse.Namespace], None], about: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(command=work)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser, *, seconds: float) -> None:
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=_count, help="threads on the CPU")
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=seconds,
+        help=f"time for one case, beyond three runs of each candidate  [default: {seconds:g}]",
+    )
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help="print one JSON document and nothing else; with FILE, keep it there",
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE.html", help="bars of the ratios")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, got {text!r}")
+    return seconds
+
+
+_ABOUT_DIAGONAL = """\
+The orders of a model's cells, side by side: sequential against diagonal, layerwise and auto.
+
+  memarch bench diagonal                                  the default table of this machine
+  memarch bench diagonal --batch 1 --memory armt          a part of it
+  memarch bench diagonal --preset llama-1b --json FILE    a long input on a GPU
+
+Without a GPU the sizes are `small`: two models at which searches run, inference and training step,
+several batch sizes. With one they are the Llama shapes: an ARMT over 131,072 tokens against the
+ceilings of the hardware, the sequential order and full attention. --memory, --mode and --batch are
+for `small`."""
+
+_ABOUT_KERNELS = """\
+Each operation's Triton kernel against plain PyTorch and torch.compile, and as share of a ceiling.
+
+  memarch bench kernels
+  memarch bench kernels --operation delta_rule rms_norm --json FILE
+
+The ceilings are measured in the same run: the bandwidth of a large copy, the rate of a large matrix
+product. Where flash-linear-attention is installed, the delta rules are compared with its kernels.
+Without a GPU only plain PyTorch and torch.compile are timed."""
+
+_ABOUT_PLOT = """\
+Draw a kept result.
+
+  memarch bench plot benchmarks/results/diagonal_cpu.json page.html"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
