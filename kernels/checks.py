@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Literal
 
@@ -19,13 +20,14 @@ def check_shapes(op: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
     """Sizes by letter, from `name=(tensor, "B T H K")`. A letter must have one size everywhere."""
     sizes: dict[str, int] = {}
     for name, (tensor, letters) in tensors.items():
-        dims = letters.split()
-        if tensor.ndim == len(dims):
-            for dim, size in zip(dims, tensor.shape, strict=True):
-                sizes.setdefault(dim, size)
-        if list(tensor.shape) != [sizes.get(dim) for dim in dims]:
+        dims, shape = letters.split(), tensor.shape
+        fits = len(shape) == len(dims)
+        if fits:
+            for dim, size in zip(dims, shape, strict=True):
+                fits &= sizes.setdefault(dim, size) == size
+        if not fits:
             expected = ", ".join(f"{dim}={sizes[dim]}" if dim in sizes else dim for dim in dims)
-            raise ValueError(f"{op}: {name} must have shape [{expected}], got {list(tensor.shape)}")
+            raise ValueError(f"{op}: {name} must have shape [{expected}], got {list(shape)}")
     return sizes
 
 
@@ -53,14 +55,17 @@ def resolve_impl(op: str, impl: str, *tensors: Tensor) -> Literal["reference", "
 
 
 def _why_not_triton(tensors: Sequence[Tensor], *, interpreted: bool) -> str | None:
-    if find_spec("triton") is None:
-        return "triton is not installed"
     for tensor in tensors:
         if tensor.dtype not in TRITON_DTYPES:
             return f"the Triton kernels take float32, bfloat16 and float16, got {tensor.dtype}"
         if not tensor.is_cuda and not (interpreted and os.environ.get("TRITON_INTERPRET") == "1"):
             return "the Triton kernels need an NVIDIA GPU (or TRITON_INTERPRET=1)"
-    return None
+    return None if _has_triton() else "triton is not installed"
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
