@@ -49,16 +49,18 @@ class Backbone:
         """Token ids `[B, T]` to embeddings `[B, T, D]`, without positions."""
         return self.embedding(ids)
 
-    def enter(self, x: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Embeddings and positions `[1 or B, T]` to the first layer's input and cos, sin."""
+    def enter(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Embeddings and positions `[1 or B, T]` to the first layer's input."""
         if self.family.absolute is not None:
             x = x + self._part(self.family.absolute)(positions)
-        if self.family.dropout is not None:
-            x = self._part(self.family.dropout)(x)
+        return x if self.family.dropout is None else self._part(self.family.dropout)(x)
+
+    def rope(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """cos, sin `[1 or B, T, d]` of these positions in x's type, if queries are rotated."""
         if self.family.rotary is None:
-            return x, None
+            return None
         cos, sin = self._part(self.family.rotary)(x, positions)
-        return x, (cos, sin)
+        return cos, sin
 
     def leave(self, x: Tensor) -> Tensor:
         """The final norm."""

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from memarch.arch.attention import causal_mask, fused_attention, plain_attention
@@ -157,8 +156,3 @@ class MixerSlot(nn.Module):
             return outputs
 
         return attend
-
-
-def concatenate(parts: list[Tensor]) -> Tensor:
-    """Rows of several cells as one batch."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -54,9 +54,8 @@ def results(model: MemarchModel, ids: Tensor, mask: Tensor | None = None) -> dic
         if value.is_floating_point()
     }
     found |= {
-        f"gradient of {name}": parameter.grad.clone()
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
+        f"gradient of {name}": torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in model.named_parameters()
     }
     return found
 

@@ -72,6 +72,7 @@ class Group:
     def __init__(self, layers: Sequence[int], cells: Sequence[Cell]) -> None:
         self.layers = list(layers)
         self.template = _share_parameters(cells[0])
+        self._bound = (0, 0)
         names = [name for name, module in cells[0].named_modules() if isinstance(module, LEAVES)]
         self._leaves: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
         for name in names:
@@ -80,16 +81,21 @@ class Group:
             self._leaves.append((leaf, {key: _stack(owners, key) for key in ("weight", "bias")}))
 
     def run(
-        self, layers: Sequence[int], x: Tensor, states: dict[str, State], segment: Segment
+        self, start: int, stop: int, x: Tensor, states: dict[str, State], segment: Segment
     ) -> tuple[Tensor, dict[str, State]]:
-        """The cells of `layers`, neighbours in this group, on `[len(layers) * B, T, D]`."""
-        start = self.layers.index(layers[0])
+        """Cells start to stop of this group on `[(stop - start) * B, T, D]`."""
+        if self._bound != (start, stop):
+            self._bind(start, stop)
+        outputs: tuple[Tensor, dict[str, State]] = self.template(x, states, segment)
+        return outputs
+
+    def _bind(self, start: int, stop: int) -> None:
+        everything = (start, stop) == (0, len(self.layers))
         for leaf, stacked in self._leaves:
             for key, value in stacked.items():
                 if value is not None:
-                    setattr(leaf, key, value[start : start + len(layers)])
-        outputs: tuple[Tensor, dict[str, State]] = self.template(x, states, segment)
-        return outputs
+                    setattr(leaf, key, value if everything else value[start:stop])
+        self._bound = (start, stop)
 
 
 def group_cells(cells: Sequence[Cell]) -> list[Group]:

@@ -12,9 +12,10 @@ Shapes: B contexts, R queries a context, W tokens, D hidden, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,9 +35,10 @@ from memarch.arch.backbone import Backbone, empty_backbone
 from memarch.arch.cells import Cell, MixerSlot
 from memarch.arch.decoding import DecodingCache, decode
 from memarch.arch.plan import choose_schedule
-from memarch.arch.run import Run
+from memarch.arch.run import Run, cut_blocks, cut_whole
 from memarch.arch.spec import ModelSpec, parse_model_spec
 from memarch.arch.state import MemoryState, RunState
+from memarch.arch.work import How
 from memarch.components.errors import SpecError
 from memarch.components.memory import BuildContext, Every, LayerChoice, Memory, memories
 
@@ -87,12 +89,15 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     accepts_loss_kwargs = True
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: MemarchConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if config.spec is None or config.text_config is None:
             raise SpecError("a model needs a spec and the config of its backbone")
         self.spec = parse_model_spec(config.spec, "model")
+        self.gradient_checkpointing = False
+        self.cuda_graphs = True
         self.backbone = backbone if backbone is not None else empty_backbone(config.text_config)
         self.backbone.set_attn_implementation(NAME)  # the outer config has none and passed it down
         self.memories = nn.ModuleDict()
@@ -179,13 +184,16 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
             return MemarchOutput(logits=logits, past_key_values=past_key_values)
         with _outside_inference_mode():
             input_ids, valid = _plain(input_ids), _valid(attention_mask)
-            run = Run(self, self.resolved_schedule(len(input_ids), truncate)[0], truncate)
+            run = self._run(len(input_ids), truncate)
             state = None if memory is None else self._unpack(memory)
             if context_ids is not None:
                 state = self._write(run, _plain(context_ids), _valid(context_mask), state)
             state = self._for_rows(state, len(input_ids))
             hidden, state = run.over(
-                input_ids, valid, state, answers=True, write_last=return_memory
+                cut_whole(input_ids, valid, self.spec.segment_length),
+                state,
+                answers=True,
+                write_last=return_memory,
             )
             assert hidden is not None
             output = self._score(hidden, labels, num_items_in_batch, run.losses)
@@ -195,7 +203,7 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
 
     def write(
         self,
-        context_ids: Tensor,
+        context_ids: Tensor | Iterable[Tensor],
         attention_mask: Tensor | None = None,
         memory: MemoryState | None = None,
         truncate: int | None = None,
@@ -203,12 +211,19 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         """The state after reading context_ids `[B, C]`, from `memory` on or from nothing.
 
         Pieces of a context may be written one after the other where each but the last is a multiple
-        of `segment_length` long.
+        of `segment_length` long. An iterable of blocks `[B, any]` is one context of any length: it
+        is read without gradients in constant memory, never more of it held than one block and the
+        segments that run.
         """
-        with _outside_inference_mode():
-            run = Run(self, self.resolved_schedule(len(context_ids), truncate)[0], truncate)
-            state = None if memory is None else self._unpack(memory)
-            return self._write(run, _plain(context_ids), _valid(attention_mask), state).pack()
+        if isinstance(context_ids, Tensor):
+            with _outside_inference_mode():
+                run = self._run(len(context_ids), truncate)
+                state = None if memory is None else self._unpack(memory)
+                return self._write(run, _plain(context_ids), _valid(attention_mask), state).pack()
+        if attention_mask is not None:
+            raise ValueError("an input in blocks has no pads: leave attention_mask out")
+        with torch.inference_mode(False), torch.no_grad():
+            return self._stream(map(_plain, context_ids), memory).pack()
 
     def prepare_inputs_for_generation(
         self,
@@ -275,6 +290,10 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
             impl=self.spec.impl,
         )
 
+    def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
+        """transformers' hook: whole cells are computed again, so layers' own flags stay off."""
+        self.gradient_checkpointing = enable
+
     def _init_weights(self, module: nn.Module) -> None:
         """Memories give themselves their initial values; the backbone is its own model's affair."""
         if isinstance(module, Memory):
@@ -310,13 +329,27 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
             )
         return self._unpack(state.pack().repeat(rows // contexts))
 
+    def _run(self, batch: int, truncate: int | None = None) -> Run:
+        graphs = self.cuda_graphs and self.device.type == "cuda" and not torch.is_grad_enabled()
+        how = How(truncate=truncate, checkpoint=self.gradient_checkpointing, graphs=graphs)
+        return Run(self, self.resolved_schedule(batch, truncate)[0], how)
+
+    def _stream(self, blocks: Iterator[Tensor], memory: MemoryState | None) -> RunState:
+        first = next(blocks, None)
+        if first is None:
+            raise ValueError("an input in blocks needs at least one block")
+        state = self._for_rows(None if memory is None else self._unpack(memory), len(first))
+        cuts = cut_blocks(chain([first], blocks), self.spec.segment_length)
+        return self._run(len(first)).over(cuts, state, answers=False, write_last=True)[1]
+
     def _write(
         self, run: Run, ids: Tensor, valid: Tensor | None, state: RunState | None
     ) -> RunState:
         state = self._for_rows(state, len(ids))
         if ids.shape[1] == 0:
             return state
-        return run.over(ids, valid, state, answers=False, write_last=True)[1]
+        cuts = cut_whole(ids, valid, self.spec.segment_length)
+        return run.over(cuts, state, answers=False, write_last=True)[1]
 
     def _score(
         self,

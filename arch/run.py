@@ -7,14 +7,16 @@ T tokens of a segment, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from memarch.arch.schedules import SCHEDULES, Work, pad_to, sequential
+from memarch.arch.schedules import SCHEDULES, sequential
 from memarch.arch.state import RunState
+from memarch.arch.work import How, Work, pad_to
 from memarch.components.memory import Memory, Segment, Stack, State
 
 if TYPE_CHECKING:
@@ -27,73 +29,72 @@ class Run:
 
     model: MemarchModel
     schedule: str
-    truncate: int | None = None
-    """Cut the gradient through the state every so many segments."""
+    how: How = field(default_factory=How)
     losses: list[Tensor] = field(default_factory=list)
     """Auxiliary losses `[B]` that memories report."""
+    _alike: dict[object, Segment] = field(default_factory=dict, init=False)
 
     def over(
-        self, ids: Tensor, valid: Tensor | None, state: RunState, *, answers: bool, write_last: bool
+        self, cuts: Iterable[Cut], state: RunState, *, answers: bool, write_last: bool
     ) -> tuple[Tensor | None, RunState]:
-        """Run ids `[B, W]` segment by segment: final hidden states `[B, W, D]` and the new state.
+        """Run segment after segment: final hidden states `[B, W, D]` and the new state.
 
-        Without `answers` no hidden states are returned. Without `write_last` the last segment is
-        only read for, so the state is that before it.
+        Without `answers` no hidden states are returned, and no more of the input is held than runs
+        at once. Without `write_last` the last segment is only read for, so the state is that before
+        it.
         """
-        cuts = [
-            Cut(piece, None if valid is None else valid_piece)
-            for piece, valid_piece in self._cut(ids, valid)
-        ]
         run = self._run_nested if self.model.outer_memories else self._run_cells
         hidden = run(cuts, state, answers, write_last)
         return (torch.cat(hidden, dim=1) if answers else None), state
 
-    def _cut(self, ids: Tensor, valid: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        length = self.model.spec.segment_length
-        pieces = ids.split(length, dim=1)
-        masks = pieces if valid is None else valid.split(length, dim=1)
-        return list(zip(pieces, masks, strict=True))
-
     def _run_cells(
-        self, cuts: list[Cut], state: RunState, answers: bool, write_last: bool
+        self, cuts: Iterable[Cut], state: RunState, answers: bool, write_last: bool
     ) -> list[Tensor]:
-        """Memories inside layers only: all segments are known beforehand, in any order of cells."""
-        backbone, cells = self.model.view, self.model.cells()
+        """Memories inside layers only: cells in any order that the schedule likes."""
+        lengths: list[int] = []
+        work = self._work(cuts, state, lengths, answers, write_last)
+        cells, schedule = self.model.cells(), SCHEDULES[self.schedule]
+        outputs, state.layers = schedule(cells, work, state.layers, self.how)
+        tops = zip(outputs, lengths if answers else (), strict=True)
+        return [self.model.view.leave(h[:, :length]) for h, length in tops]
+
+    def _work(
+        self,
+        cuts: Iterable[Cut],
+        state: RunState,
+        lengths: list[int],
+        answers: bool,
+        write_last: bool,
+    ) -> Iterator[Work]:
+        """The first layer's inputs, one segment at a time; their own `lengths` are noted.
+
+        Orders that run segments together need them equally long, the last one included.
+        """
         uniform = self.schedule != "sequential"
-        work = []
-        for index, cut in enumerate(cuts):
-            last = index == len(cuts) - 1
-            item = self.enter(
-                backbone.embed(cut.ids),
-                self._segment(cut, state),
-                state,
-                write=uniform or write_last or not last,
-            )
+        longest = 0
+        for index, (cut, last) in enumerate(_with_last(cuts)):
             frozen = last and not write_last
-            work.append(
-                replace(item, segment=replace(item.segment, answers=answers, frozen=frozen))
+            x = self.model.view.embed(cut.ids)
+            segment = self._cells_segment(
+                cut, state, x, index, Role(uniform or not frozen, answers, frozen)
             )
+            item = Work(self._place(x, segment), segment)
+            longest = longest or item.x.shape[1]
+            if answers:
+                lengths.append(cut.ids.shape[1])
             if not frozen:
                 self._count(cut, state)
-        if uniform:
-            longest = max(item.x.shape[1] for item in work)
-            work = [pad_to(item, longest) for item in work]
-        outputs, state.layers = SCHEDULES[self.schedule](cells, work, state.layers, self.truncate)
-        if not answers:
-            return []
-        return [
-            backbone.leave(h[:, : cut.ids.shape[1]]) for h, cut in zip(outputs, cuts, strict=True)
-        ]
+            yield pad_to(item, longest) if uniform else item
 
     def _run_nested(
-        self, cuts: list[Cut], state: RunState, answers: bool, write_last: bool
+        self, cuts: Iterable[Cut], state: RunState, answers: bool, write_last: bool
     ) -> list[Tensor]:
         """Memories around the stack: one segment after the other."""
         outputs = []
-        for index, cut in enumerate(cuts):
-            if self.truncate is not None and index > 0 and index % self.truncate == 0:
+        for index, (cut, last) in enumerate(_with_last(cuts)):
+            if self.how.forgets(index):
                 state.detach()
-            frozen = index == len(cuts) - 1 and not write_last
+            frozen = last and not write_last
             segment = replace(
                 self._segment(cut, state), ids=cut.ids, answers=answers, frozen=frozen
             )
@@ -108,6 +109,20 @@ class Run:
                 self._count(cut, state)
         return outputs
 
+    def _cells_segment(
+        self, cut: Cut, state: RunState, x: Tensor, index: int, role: Role
+    ) -> Segment:
+        """What cells may know of a segment: one object for all segments of which it is the same."""
+        key = (cut.ids.shape, role, index == 0)
+        alike = cut.valid is None and self.model.positions == "segment"
+        if alike and key in self._alike:
+            return self._alike[key]
+        segment = replace(self._segment(cut, state), answers=role.answers, frozen=role.frozen)
+        segment = self._inside(segment, state, x, write=role.write)
+        if alike:
+            self._alike[key] = segment
+        return segment
+
     def _segment(self, cut: Cut, state: RunState) -> Segment:
         """The segment's own tokens, nothing around them."""
         valid, full = cut.mask()
@@ -120,23 +135,27 @@ class Run:
 
     def enter(self, x: Tensor, segment: Segment, state: RunState, *, write: bool) -> Work:
         """x `[B, T, D]` to the first layer's input, positions and write tokens added."""
-        tokens, valid, length = self.model.write_tokens, segment.valid, x.shape[1]
+        segment = self._inside(segment, state, x, write=write)
+        return Work(self._place(x, segment), segment)
+
+    def _inside(self, segment: Segment, state: RunState, x: Tensor, *, write: bool) -> Segment:
+        """The segment with write tokens behind it, where they `write`, and with its positions."""
+        tokens, valid, length = self.model.write_tokens, segment.valid, segment.valid.shape[1]
+        writing = slice(0, 0)
         if write and tokens is not None:
-            x = torch.cat([x, tokens.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
             real = valid.any(dim=1, keepdim=True).expand(-1, len(tokens))
             valid = torch.cat([valid, real], dim=1)
+            writing = slice(length, valid.shape[1])
         positions = self._positions(valid, segment.full, state)
-        x, rope = self.model.view.enter(x, positions)
-        return Work(
-            x,
-            replace(
-                segment,
-                valid=valid,
-                positions=positions,
-                rope=rope,
-                write=slice(length, x.shape[1]) if x.shape[1] > length else slice(0, 0),
-            ),
-        )
+        rope = self.model.view.rope(x, positions)
+        return replace(segment, valid=valid, positions=positions, rope=rope, write=writing)
+
+    def _place(self, x: Tensor, segment: Segment) -> Tensor:
+        """Embeddings `[B, T, D]` to the first layer's input for this segment."""
+        tokens = self.model.write_tokens
+        if segment.write.stop and tokens is not None:
+            x = torch.cat([x, tokens.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
+        return self.model.view.enter(x, segment.positions)
 
     def _positions(self, valid: Tensor, full: bool, state: RunState) -> Tensor:
         """Positions `[1 or B, T]` of valid tokens: from 0 in each segment, or through the input."""
@@ -159,13 +178,55 @@ class Cut:
     """The tokens `[B, T]` of one segment and which of them are no pads (None: all)."""
 
     ids: Tensor
-    valid: Tensor | None
+    valid: Tensor | None = None
 
     def mask(self) -> tuple[Tensor, bool]:
         """valid `[B, T]`, and whether all are."""
         if self.valid is None:
             return torch.ones_like(self.ids, dtype=torch.bool), True
         return self.valid, bool(self.valid.all())
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a segment is run for."""
+
+    write: bool
+    answers: bool
+    frozen: bool
+
+
+def cut_whole(ids: Tensor, valid: Tensor | None, length: int) -> Iterator[Cut]:
+    """ids `[B, W]` in segments of `length`, the last one with what is left."""
+    pieces = ids.split(length, dim=1)
+    masks = [None] * len(pieces) if valid is None else valid.split(length, dim=1)
+    return (Cut(piece, mask) for piece, mask in zip(pieces, masks, strict=True))
+
+
+def cut_blocks(blocks: Iterable[Tensor], length: int) -> Iterator[Cut]:
+    """The same for an input that comes in blocks `[B, any]`, of which no more is held than one."""
+    left: list[Tensor] = []
+    for block in blocks:
+        *whole, rest = torch.cat([*left, block], dim=1).split(length, dim=1)
+        yield from (Cut(piece) for piece in whole)
+        left = [rest]
+        if rest.shape[1] == length:
+            yield Cut(rest)
+            left = []
+    if left and left[0].shape[1]:
+        yield Cut(left[0])
+
+
+def _with_last(cuts: Iterable[Cut]) -> Iterator[tuple[Cut, bool]]:
+    """Each cut, and whether it is the last one."""
+    rest = iter(cuts)
+    previous = next(rest, None)
+    for cut in rest:
+        assert previous is not None
+        yield previous, False
+        previous = cut
+    if previous is not None:
+        yield previous, True
 
 
 class LayerStack:
@@ -181,9 +242,11 @@ class LayerStack:
         full = valid is None
         if valid is None:
             valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        segment = replace(self.segment, valid=valid, full=full)
+        segment = replace(self.segment, valid=valid, full=full, answers=True)
         item = self.run.enter(x, segment, self.state, write=not segment.frozen)
-        outputs, self.written = sequential(self.run.model.cells(), [item], self.state.layers, None)
+        how = How(checkpoint=self.run.how.checkpoint)
+        cells, states = self.run.model.cells(), self.state.layers
+        outputs, self.written = sequential(cells, [item], states, how)
         return self.run.model.view.leave(outputs[0][:, : x.shape[1]])
 
     def logits(self, hidden: Tensor) -> Tensor:

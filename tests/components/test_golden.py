@@ -14,7 +14,7 @@ from torch import Tensor
 
 from memarch.arch.build import build_model
 from memarch.arch.model import MemarchModel
-from memarch.arch.run import Run
+from memarch.arch.run import Cut, Run
 from memarch.arch.state import RunState
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -184,7 +184,7 @@ def read_from_memory(
         return step(state, x, spies[-1], segment)
 
     monkeypatch.setattr(memory, "step", spying_step)
-    Run(model, "sequential").over(query, None, state, answers=True, write_last=False)
+    Run(model, "sequential").over([Cut(query)], state, answers=True, write_last=False)
     return model.view.head(spies[0].hidden[:, -query.shape[1] - 1 :])
 
 
@@ -215,9 +215,8 @@ def test_gradmem_reproduces_the_authors_tensors(name: str, monkeypatch: pytest.M
 
     run = Run(model, "sequential")
     state = model._fresh(len(context))
-    _, state = run.over(
-        context, context != config["pad_token_id"], state, answers=False, write_last=True
-    )
+    cut = Cut(context, context != config["pad_token_id"])
+    _, state = run.over([cut], state, answers=False, write_last=True)
     assert_equal("memory", state.outer["m"]["tokens"], golden["memory"])
     logits = read_from_memory(model, state, query, monkeypatch)
     assert_equal("logits", logits, golden["logits"])
