@@ -17,6 +17,7 @@ from memarch.arch.families import family_of
 from memarch.arch.spec import BackboneSpec
 from memarch.components.errors import SpecError
 from memarch.components.leaves import RMSNorm
+from memarch.kernels.checks import Impl
 
 RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 
@@ -102,14 +103,14 @@ _NO_SPECIAL_TOKENS: dict[str, Any] = {
 }
 
 
-def empty_backbone(config: PretrainedConfig) -> PreTrainedModel:
+def empty_backbone(config: PretrainedConfig, impl: Impl = "auto") -> PreTrainedModel:
     """A randomly initialised backbone with our attention and norms."""
     family_of(config.model_type)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
-    return _with_our_norms(model)
+    return _with_our_norms(model, impl)
 
 
-def pretrained_backbone(spec: BackboneSpec) -> PreTrainedModel:
+def pretrained_backbone(spec: BackboneSpec, impl: Impl = "auto") -> PreTrainedModel:
     """A backbone from a folder or a hub name, with `keep_layers` of its layers."""
     config = AutoConfig.from_pretrained(spec.pretrained, revision=spec.revision)
     family_of(config.model_type)
@@ -118,7 +119,7 @@ def pretrained_backbone(spec: BackboneSpec) -> PreTrainedModel:
     )
     if spec.keep_layers is not None:
         _keep_layers(model, spec.keep_layers)
-    return _with_our_norms(model)
+    return _with_our_norms(model, impl)
 
 
 def _keep_layers(model: PreTrainedModel, keep: list[int]) -> None:
@@ -138,13 +139,13 @@ def _keep_layers(model: PreTrainedModel, keep: list[int]) -> None:
         config.layer_types = [config.layer_types[index] for index in keep]
 
 
-def _with_our_norms(model: PreTrainedModel) -> PreTrainedModel:
+def _with_our_norms(model: PreTrainedModel, impl: Impl) -> PreTrainedModel:
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child).__name__ in RMS_NORMS:
                 weight = child.weight
                 assert isinstance(weight, nn.Parameter)
-                norm = RMSNorm(weight.shape[0], eps=float(child.variance_epsilon))
+                norm = RMSNorm(weight.shape[0], eps=float(child.variance_epsilon), impl=impl)
                 norm.weight = weight
                 setattr(parent, name, norm)
     return model

@@ -25,7 +25,7 @@ def build_model(
         if seed is not None:
             torch.manual_seed(seed)
         if spec.backbone.pretrained is not None:
-            backbone = pretrained_backbone(spec.backbone)
+            backbone = pretrained_backbone(spec.backbone, spec.impl)
             config = MemarchConfig(spec=spec.canonical(), text_config=backbone.config)
             return MemarchModel(config, backbone)
         text_config = random_config(

@@ -11,6 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from memarch.kernels.checks import Impl
+from memarch.kernels.rms_norm import rms_norm
+
 
 def per_row(weight: Tensor, num_dims: int, rows: int) -> Tensor:
     """A weight of `num_dims` dimensions, ready to broadcast with `[rows, ...]`.
@@ -29,16 +32,13 @@ class RMSNorm(nn.Module):
     Shapes: x, y `[N, ..., D]`, weight `[D]`.
     """
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, impl: Impl = "auto") -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.impl = eps, impl
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        weight = per_row(self.weight, 1, x.shape[0])
-        return (wide * weight.view(-1, *[1] * (x.ndim - 2), x.shape[-1])).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps, impl=self.impl)
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)

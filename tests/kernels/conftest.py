@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -21,15 +20,34 @@ ALLOCATORS = (
     (Tensor, "new_empty_strided"),
 )
 
+
+def _round_to_nearest() -> None:
+    """Make the interpreter's casts to bfloat16 round as a GPU does; triton 3.9 cuts bits off."""
+    from triton import language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def rounding(cast: Callable[..., Any]) -> Callable[..., Any]:
+        def cast_or_round(self: Any, source: Any, kind: Any, *mode: Any) -> Any:
+            if source.dtype.scalar != tl.float32 or kind.scalar != tl.bfloat16:
+                return cast(self, source, kind, *mode)
+            bits = torch.tensor(source.data).bfloat16().view(torch.uint16)
+            return TensorHandle(bits.numpy(), tl.bfloat16)
+
+        return cast_or_round
+
+    for name in ("cast_impl", "create_fp_to_fp"):
+        setattr(InterpreterBuilder, name, rounding(getattr(InterpreterBuilder, name)))
+
+
 if find_spec("triton") is not None and os.environ["TRITON_INTERPRET"] == "1":
     import triton
 
     # `@triton.jit` reads the variable, in Triton's own library too: afterwards is too late.
     if isinstance(triton.language.sum, triton.JITFunction):
         raise pytest.UsageError(
-            "triton was imported before tests/conftest.py set TRITON_INTERPRET=1: "
-            f"run with it set, or import less first; loaded: {sorted(sys.modules)[:20]} ..."
+            "triton was imported before tests/conftest.py set TRITON_INTERPRET=1: run with it set"
         )
+    _round_to_nearest()
 
 
 @pytest.fixture(scope="session")
