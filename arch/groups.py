@@ -18,6 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from memarch.arch.cells import Cell
 from memarch.components.leaves import RMSNorm, ShortConv, Vector
 from memarch.components.memory import Segment, State
+from memarch.kernels.checks import Impl
+from memarch.kernels.layer_norm import layer_norm
 
 LEAVES: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -53,17 +55,13 @@ class StackedLayerNorm(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, eps: float) -> None:
+    def __init__(self, eps: float, impl: Impl = "auto") -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.impl = eps, impl
 
     def forward(self, x: Tensor) -> Tensor:
         """Each norm on its share of the rows."""
-        rows = x.reshape(self.weight.shape[0], -1, x.shape[-1])
-        normed = nn.functional.layer_norm(
-            rows, rows.shape[-1:], eps=self.eps
-        ) * self.weight.unsqueeze(1)
-        return (normed if self.bias is None else normed + self.bias.unsqueeze(1)).view_as(x)
+        return layer_norm(x, self.weight, self.bias, self.eps, impl=self.impl)
 
 
 class Group:
