@@ -9,7 +9,7 @@ layer l and segment s, with h the layer's input and phi a feature map:
             beta_i = sigmoid(W_beta o_i), where i runs over the memory tokens, or over all tokens
 
 W_V starts at zero, so a fresh memory leaves the backbone's outputs as they are. Nothing is read in
-the first segment. The writers' equations are in `writers/associative.py`.
+the first segment. The writers' equations are in `kernels/associative_write`.
 
 State, per layer: `matrix` `[N, F, D]`, `normalizer` `[N, F]`; none for the writer `none`.
 Shapes: N group * batch, T tokens, D hidden, F features (2 nu d_mem for dpfp).
@@ -24,7 +24,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from memarch.components.feature_maps import FeatureMap, feature_map, num_features
 from memarch.components.memory import (
     BuildContext,
     LayeredSettings,
@@ -36,7 +35,9 @@ from memarch.components.memory import (
     keep_empty_rows,
     memories,
 )
-from memarch.components.writers.associative import recall, write_delta, write_hebbian
+from memarch.kernels.associative_read import associative_read
+from memarch.kernels.associative_write import Rule, associative_write
+from memarch.kernels.feature_maps import FeatureMap, num_features
 
 Source = Literal["memory_tokens", "all_tokens"]
 
@@ -95,20 +96,19 @@ class AssociativeMemory(Memory):
     def __init__(self, settings: Settings, context: BuildContext) -> None:
         super().__init__()
         self.settings = settings
-        self.hidden_size = context.hidden_size
+        self.hidden_size, self.impl = context.hidden_size, context.impl
         write = settings.write
         self.writes = not isinstance(write, NoWrite)
         self.from_all = not isinstance(write, NoWrite) and write.source == "all_tokens"
-        # gamma is a constant for the gradient.
-        self.exact_gradient = not (
-            isinstance(settings.write, DeltaWrite) and settings.write.correction
-        )
+        self.rule: Rule = "delta" if isinstance(write, DeltaWrite) else "hebbian"
+        self.correction = isinstance(write, DeltaWrite) and write.correction
+        self.exact_gradient = not self.correction  # gamma is a constant for the gradient
         self.write_tokens = 0 if self.from_all else settings.num_tokens
         if self.writes:
             self.query = nn.Linear(context.hidden_size, settings.d_mem, bias=False)
             self.key = nn.Linear(context.hidden_size, settings.d_mem, bias=False)
             self.value = nn.Linear(context.hidden_size, context.hidden_size, bias=False)
-        if isinstance(settings.write, DeltaWrite):
+        if isinstance(write, DeltaWrite):
             self.beta = nn.Linear(context.hidden_size, 1)
         self.reset_parameters()
 
@@ -137,8 +137,16 @@ class AssociativeMemory(Memory):
         assert inner is not None
         if not self.writes:
             return inner(x), state
-        recalled, _ = recall(state["matrix"], state["normalizer"], self._phi(self.query(x)))
-        outputs = inner(x + recalled.masked_fill(segment.first.view(-1, 1, 1), 0))
+        x = associative_read(
+            x,
+            self.query(x),
+            state["matrix"],
+            state["normalizer"],
+            segment.first,
+            feature_map=self.settings.feature_map,
+            impl=self.impl,
+        )
+        outputs = inner(x)
         if segment.frozen:
             return outputs, state
         return outputs, keep_empty_rows(state, self._write(state, outputs, segment), segment)
@@ -148,27 +156,20 @@ class AssociativeMemory(Memory):
         if not self.from_all:
             mine = slice(segment.write.start, segment.write.start + self.write_tokens)
             sources, valid = outputs[:, mine], segment.valid[:, mine]
-        weight = valid.unsqueeze(-1).to(outputs.dtype)
-        features, values = self._phi(self.key(sources)), self.value(sources)
-        if isinstance(self.settings.write, DeltaWrite):
-            matrix, normalizer = write_delta(
-                state["matrix"],
-                state["normalizer"],
-                features,
-                values,
-                torch.sigmoid(self.beta(sources)),
-                weight,
-                segment.first,
-                correction=self.settings.write.correction,
-            )
-        else:
-            matrix, normalizer = write_hebbian(
-                state["matrix"], state["normalizer"], features, values, weight
-            )
+        matrix, normalizer = associative_write(
+            state["matrix"],
+            state["normalizer"],
+            self.key(sources),
+            self.value(sources),
+            torch.sigmoid(self.beta(sources)) if self.rule == "delta" else None,
+            None if segment.full else valid.unsqueeze(-1).to(outputs.dtype),
+            segment.first,
+            rule=self.rule,
+            correction=self.correction,
+            feature_map=self.settings.feature_map,
+            impl=self.impl,
+        )
         return {"matrix": matrix, "normalizer": normalizer}
-
-    def _phi(self, x: Tensor) -> Tensor:
-        return feature_map(x, self.settings.feature_map)
 
 
 memories.preset("armt", AssociativeMemory, {"write": {"type": "delta"}}, paper="2407.04841")

@@ -17,8 +17,11 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_shapes(op: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
-    """Sizes by letter, from `name=(tensor, "B T H K")`. A letter must have one size everywhere."""
-    sizes: dict[str, int] = {}
+    """Sizes by letter, from `name=(tensor, "B T H K")`. A letter must have one size everywhere.
+
+    The digit 1 stands for a dimension of size 1.
+    """
+    sizes = {"1": 1}
     for name, (tensor, letters) in tensors.items():
         dims, shape = letters.split(), tensor.shape
         fits = len(shape) == len(dims)
@@ -26,7 +29,9 @@ def check_shapes(op: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
             for dim, size in zip(dims, shape, strict=True):
                 fits &= sizes.setdefault(dim, size) == size
         if not fits:
-            expected = ", ".join(f"{dim}={sizes[dim]}" if dim in sizes else dim for dim in dims)
+            expected = ", ".join(
+                f"{dim}={sizes[dim]}" if dim in sizes and dim != "1" else dim for dim in dims
+            )
             raise ValueError(f"{op}: {name} must have shape [{expected}], got {list(shape)}")
     return sizes
 
