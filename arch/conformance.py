@@ -442,7 +442,7 @@ def every_schedule_agrees(bench: Bench) -> None:
     for schedule in ("diagonal", "layerwise"):
         try:
             model = bench.build(schedule)
-            name, _ = model.resolved_schedule()
+            name = model.resolved_schedule(length=1 << 10).schedule
         except SpecError:
             continue
         if name != schedule:

@@ -1,9 +1,10 @@
 """What a model costs: parameters, state, operations. Everything is counted, nothing declared.
 
-The model runs once, a large one on tensors that have shapes and no numbers (unless a memory's state
-depends on the numbers, as that of a growing cache does): state sizes are those of the tensors that
-come out of `write`, operations those that torch's counter sees (matrix products and attention; a
-multiply-add is two). For one sample with a context of C and a query of Q tokens:
+The model runs once, segment by segment, a large one on tensors that have shapes and no numbers
+(unless a memory's state depends on the numbers, as that of a growing cache does): state sizes are
+those of the tensors that come out of `write`, operations those that torch's counter sees (matrix
+products and attention; a multiply-add is two). For one sample with a context of C and a query of Q
+tokens:
 
     cost/parameters             numbers in the model, shared ones once
     cost/state_bytes            bytes of the state after the context, cost/state_floats its numbers
@@ -46,6 +47,7 @@ _FORMULAS = flop_registry | {
 
 def measure(model: MemarchModel, *, context_length: int, query_length: int) -> dict[str, float]:
     """The figures above for a context of `context_length` tokens (0: none) and a query."""
+    model = model.respec(model.spec.model_copy(update={"schedule": "sequential"}))
     tokens = max(1, context_length + query_length)
     parameters = sum(p.numel() for p in model.parameters())
     try:

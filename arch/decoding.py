@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from memarch.arch.run import Cut
+from memarch.arch.run import Cut, Run
 from memarch.arch.state import MemoryState
 
 if TYPE_CHECKING:
@@ -115,9 +115,10 @@ def _read(model: MemarchModel, cache: DecodingCache) -> Tensor:
     longest = int(cache.counts.max())
     ids = cache.open_ids[:, :longest]
     valid = torch.arange(longest, device=ids.device) < cache.counts.unsqueeze(1)
-    hidden, _ = model._run(len(ids)).over(
+    hidden, _ = Run(model).over(
         [Cut(ids, None if bool(valid.all()) else valid)],
         model._unpack(cache.state),
+        schedule="sequential",
         answers=True,
         write_last=False,
     )

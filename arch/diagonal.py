@@ -61,7 +61,7 @@ class Diagonal:
         self._states = [_stack([states[layer] for layer in group.layers]) for group in self.groups]
         self._joined: list[tuple[list[Segment], Segment] | None] = [None] * len(self.groups)
         self._count = 0
-        self._repeating = Repeating(self._flat_step)
+        self._repeating = Repeating(self.step)
 
     def push(self, item: Work) -> Tensor | None:
         """A segment enters; the top outputs of the one that leaves, if they are wanted."""
@@ -85,6 +85,19 @@ class Diagonal:
                 by_layer[layer] = own
         return by_layer
 
+    def fill(self, item: Work, cells: int) -> tuple[Tensor, list[Tensor]]:
+        """Put the same segment into the lowest `cells` layers: the arguments of one `step`."""
+        entered = Entered(1, item.segment)
+        self._live = [entered if layer < cells else None for layer in range(len(self._live))]
+        return item.x, [item.x] * (len(self._live) - 1) + flatten(self._states)
+
+    def step(self, fed: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One diagonal as a function of the entering segment and of all that the last one left."""
+        above = len(self._live) - 1
+        states = unflatten(carried[above:], self._states)
+        top, hidden, states = self._step([fed, *carried[:above]], states)
+        return top, [*hidden[1:], *flatten(states)]
+
     def _advance(self, entered: Entered | None) -> Tensor | None:
         self._live = [entered, *self._live[:-1]]
         steady = self._steady_segment() if self.how.graphs else None
@@ -103,12 +116,6 @@ class Diagonal:
         if first is None or any(e is None or e.segment is not first.segment for e in self._live):
             return None
         return first.segment
-
-    def _flat_step(self, fed: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        above = len(self._live) - 1
-        states = unflatten(carried[above:], self._states)
-        top, hidden, states = self._step([fed, *carried[:above]], states)
-        return top, [*hidden[1:], *flatten(states)]
 
     def _keep(self, carried: Sequence[Tensor]) -> None:
         above = len(self._live) - 1

@@ -34,7 +34,7 @@ from memarch.arch.attention import NAME
 from memarch.arch.backbone import Backbone, empty_backbone
 from memarch.arch.cells import Cell, MixerSlot
 from memarch.arch.decoding import DecodingCache, decode
-from memarch.arch.plan import choose_schedule
+from memarch.arch.plan import Plan, choose_schedule
 from memarch.arch.run import Run, cut_blocks, cut_whole
 from memarch.arch.spec import ModelSpec, parse_model_spec
 from memarch.arch.state import MemoryState, RunState
@@ -98,14 +98,15 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         self.spec = parse_model_spec(config.spec, "model")
         self.gradient_checkpointing = False
         self.cuda_graphs = True
-        self.backbone = backbone if backbone is not None else empty_backbone(config.text_config)
+        self.backbone = backbone or empty_backbone(config.text_config, self.spec.impl)
         self.backbone.set_attn_implementation(NAME)  # the outer config has none and passed it down
         self.memories = nn.ModuleDict()
         for name, settings in self.spec.memory.items():
             self.memories[name] = _build_memory(settings, self._context())
         _place_mixers(self)
         _check_composition(self)
-        count = max((memory.write_tokens for memory in self._all_memories()), default=0)
+        _keep_twice_differentiable(self)
+        count = max((memory.write_tokens for memory in self.all_memories()), default=0)
         self.write_tokens: nn.Parameter | None = None
         if count:
             width = self.backbone.config.hidden_size
@@ -142,17 +143,24 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
             if isinstance(by_layer, nn.ModuleDict) and str(layer) in by_layer
         }
 
+    def all_memories(self) -> list[Memory]:
+        """Every memory, at whatever site and layer."""
+        return [memory for memory in self.memories.modules() if isinstance(memory, Memory)]
+
     @property
     def positions(self) -> Literal["segment", "input"]:
         """Whether positions run on through the input or start anew in each segment."""
-        kinds = {memory.positions for memory in self._all_memories()}
+        kinds = {memory.positions for memory in self.all_memories()}
         return "input" if "input" in kinds else "segment"
 
-    def resolved_schedule(self, batch: int = 1, truncate: int | None = None) -> tuple[str, str]:
-        """The order of cells for a batch of this size, and why; `truncate` as in `forward`."""
-        return choose_schedule(
-            self.spec, self.outer_memories, self._all_memories(), batch, truncate is not None
-        )
+    def resolved_schedule(
+        self, batch: int = 1, length: int | None = None, truncate: int | None = None
+    ) -> Plan:
+        """The order of cells for `batch` rows of `length` tokens, and why; gradients as set.
+
+        `auto` measures, once for a batch size (rounded up to a power of two) and machine.
+        """
+        return choose_schedule(self, batch, length, self._how(truncate))
 
     def init_memory(self, batch: int) -> MemoryState:
         """The state before anything was written."""
@@ -184,16 +192,13 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
             return MemarchOutput(logits=logits, past_key_values=past_key_values)
         with _outside_inference_mode():
             input_ids, valid = _plain(input_ids), _valid(attention_mask)
-            run = self._run(len(input_ids), truncate)
+            run = Run(self, self._how(truncate))
             state = None if memory is None else self._unpack(memory)
             if context_ids is not None:
                 state = self._write(run, _plain(context_ids), _valid(context_mask), state)
             state = self._for_rows(state, len(input_ids))
-            hidden, state = run.over(
-                cut_whole(input_ids, valid, self.spec.segment_length),
-                state,
-                answers=True,
-                write_last=return_memory,
+            hidden, state = self._over(
+                run, input_ids, valid, state, answers=True, write_last=return_memory
             )
             assert hidden is not None
             output = self._score(hidden, labels, num_items_in_batch, run.losses)
@@ -217,7 +222,7 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         """
         if isinstance(context_ids, Tensor):
             with _outside_inference_mode():
-                run = self._run(len(context_ids), truncate)
+                run = Run(self, self._how(truncate))
                 state = None if memory is None else self._unpack(memory)
                 return self._write(run, _plain(context_ids), _valid(attention_mask), state).pack()
         if attention_mask is not None:
@@ -258,16 +263,13 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
                 other.memories[name] = _rebuilt(self, name, settings)
         other.spec = spec
         other.config.spec = spec.canonical()
-        if max((m.write_tokens for m in other._all_memories()), default=0) != len(
+        if max((m.write_tokens for m in other.all_memories()), default=0) != len(
             () if other.write_tokens is None else other.write_tokens
         ):
             raise SpecError("the number of write tokens is a size of parameters: it cannot change")
         return other.train(self.training)
 
     # How it does it.
-
-    def _all_memories(self) -> list[Memory]:
-        return [memory for memory in self.memories.modules() if isinstance(memory, Memory)]
 
     @property
     def _std(self) -> float:
@@ -329,10 +331,24 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
             )
         return self._unpack(state.pack().repeat(rows // contexts))
 
-    def _run(self, batch: int, truncate: int | None = None) -> Run:
+    def _how(self, truncate: int | None = None) -> How:
         graphs = self.cuda_graphs and self.device.type == "cuda" and not torch.is_grad_enabled()
-        how = How(truncate=truncate, checkpoint=self.gradient_checkpointing, graphs=graphs)
-        return Run(self, self.resolved_schedule(batch, truncate)[0], how)
+        return How(truncate=truncate, checkpoint=self.gradient_checkpointing, graphs=graphs)
+
+    def _over(
+        self,
+        run: Run,
+        ids: Tensor,
+        valid: Tensor | None,
+        state: RunState,
+        *,
+        answers: bool,
+        write_last: bool,
+    ) -> tuple[Tensor | None, RunState]:
+        """Run ids `[B, W]`, cut into segments, in the order that suits them."""
+        schedule = self.resolved_schedule(len(ids), ids.shape[1], run.how.truncate).schedule
+        cuts = cut_whole(ids, valid, self.spec.segment_length)
+        return run.over(cuts, state, schedule=schedule, answers=answers, write_last=write_last)
 
     def _stream(self, blocks: Iterator[Tensor], memory: MemoryState | None) -> RunState:
         first = next(blocks, None)
@@ -340,7 +356,9 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
             raise ValueError("an input in blocks needs at least one block")
         state = self._for_rows(None if memory is None else self._unpack(memory), len(first))
         cuts = cut_blocks(chain([first], blocks), self.spec.segment_length)
-        return self._run(len(first)).over(cuts, state, answers=False, write_last=True)[1]
+        run = Run(self, self._how())
+        schedule = self.resolved_schedule(len(first)).schedule
+        return run.over(cuts, state, schedule=schedule, answers=False, write_last=True)[1]
 
     def _write(
         self, run: Run, ids: Tensor, valid: Tensor | None, state: RunState | None
@@ -348,8 +366,7 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         state = self._for_rows(state, len(ids))
         if ids.shape[1] == 0:
             return state
-        cuts = cut_whole(ids, valid, self.spec.segment_length)
-        return run.over(cuts, state, answers=False, write_last=True)[1]
+        return self._over(run, ids, valid, state, answers=False, write_last=True)[1]
 
     def _score(
         self,
@@ -432,6 +449,22 @@ def _check_composition(model: MemarchModel) -> None:
                     f"attention of layer {index}; choose different `layers`",
                     path=f"model.memory.{exclusive[1]}.layers",
                 )
+
+
+def _keep_twice_differentiable(model: MemarchModel) -> None:
+    """Under a memory that differentiates through gradients, operations are the reference ones."""
+    names = [name for name, memory in model.outer_memories.items() if memory.second_order]
+    if not names:
+        return
+    if model.spec.impl == "triton":
+        raise SpecError(
+            f"'triton' is impossible: memory {names[0]!r} differentiates through gradients, and "
+            "the Triton kernels have no second derivative; use 'auto' or 'reference'",
+            path="model.impl",
+        )
+    for module in model.modules():
+        if hasattr(module, "impl"):
+            module.impl = "reference"
 
 
 def _rebuilt(model: MemarchModel, name: str, settings: Any) -> nn.Module:

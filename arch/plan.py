@@ -2,47 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from memarch.arch.measured import group_sizes, measured_times
 from memarch.arch.spec import ModelSpec
+from memarch.arch.work import How
 from memarch.components.errors import SpecError
-from memarch.components.memory import Memory, memories
+from memarch.components.memory import memories
 
-SMALL_CELL = 512
-"""Tokens of a cell below which the calls themselves cost more than the arithmetic (2 CPU cores)."""
+if TYPE_CHECKING:
+    from memarch.arch.model import MemarchModel
+
+LONG_INPUT = 16
+"""Segments per layer that an input of unknown length is taken to have."""
+LAYERWISE_TOKENS = 2**18
+"""Tokens of all rows together up to which `auto` may hold the whole input at every layer."""
 
 
-def choose_schedule(
-    spec: ModelSpec,
-    outer: Mapping[str, Memory],
-    all_memories: Sequence[Memory],
-    batch: int,
-    truncated: bool = False,
-) -> tuple[str, str]:
-    """The schedule and the reason; an explicit request that would be wrong is a SpecError."""
-    whole = all(memory.whole_input for memory in all_memories)
-    if spec.schedule != "auto":
-        _refuse_impossible(spec, outer, all_memories, truncated)
-        return spec.schedule, "asked for in the spec"
+@dataclass(frozen=True)
+class Plan:
+    """An order, why it was taken, and how many groups of cells (or single ones) run in turn."""
+
+    schedule: str
+    reason: str
+    grouped_steps: int
+
+
+def choose_schedule(model: MemarchModel, batch: int, length: int | None, how: How) -> Plan:
+    """The order for `batch` rows of so many tokens (None: no one knows yet).
+
+    An explicit request that would be wrong is a SpecError that names the memory at fault.
+    """
+    layers, outer = len(model.view.layers), model.outer_memories
+    count = LONG_INPUT * layers if length is None else -(-length // model.spec.segment_length)
+
+    def plan(schedule: str, reason: str) -> Plan:
+        return Plan(schedule, reason, grouped_steps(schedule, count, layers))
+
+    if model.spec.schedule != "auto":
+        _refuse_impossible(model.spec, model, how.truncate is not None)
+        return plan(model.spec.schedule, "asked for in the spec")
     if outer:
-        return "sequential", f"{next(iter(outer))!r} goes from the top of a segment to the next one"
-    if batch * spec.segment_length > SMALL_CELL:
-        return "sequential", f"cells of {batch} x {spec.segment_length} tokens fill the device"
-    if whole and not truncated:
-        return "layerwise", "every memory can take the whole input in one step"
-    return "diagonal", "state passes from segment to segment within a layer"
+        return plan(
+            "sequential", f"{next(iter(outer))!r} goes from the top of a segment to the next one"
+        )
+    if count <= 1:
+        return plan("sequential", "one segment: nothing to group")
+    whole = (
+        length is not None
+        and how.truncate is None
+        and all(memory.whole_input for memory in model.all_memories())
+        and batch * count * model.spec.segment_length <= LAYERWISE_TOKENS
+    )
+    return plan(*_fastest(model, batch, count, how, whole))
 
 
-def _refuse_impossible(
-    spec: ModelSpec, outer: Mapping[str, Memory], all_memories: Sequence[Memory], truncated: bool
-) -> None:
+def grouped_steps(schedule: str, segments: int, layers: int) -> int:
+    """Groups of cells that run one after the other: S * L of one cell, S + L - 1, or L."""
+    counts = {
+        "sequential": segments * layers,
+        "diagonal": len(group_sizes(segments, layers)),
+        "layerwise": layers,
+    }
+    return counts[schedule]
+
+
+def _fastest(
+    model: MemarchModel, batch: int, segments: int, how: How, whole: bool
+) -> tuple[str, str]:
+    times = measured_times(model, 2 ** (batch - 1).bit_length(), how, layerwise=whole)
+    seconds = {
+        "sequential": times.sequential(segments),
+        "diagonal": times.diagonal(segments, len(model.view.layers)),
+    }
+    if whole:
+        seconds["layerwise"] = times.layer_by_layer(segments)
+    best = min(seconds, key=lambda name: seconds[name])
+    others = ", ".join(
+        f"{name} {seconds[name] / seconds[best]:.2g} times as long"
+        for name in seconds
+        if name != best
+    )
+    return best, f"measured: {others}"
+
+
+def _refuse_impossible(spec: ModelSpec, model: MemarchModel, truncated: bool) -> None:
     if spec.schedule == "sequential":
         return
-    if outer:
+    if model.outer_memories:
         raise SpecError(
-            f"{spec.schedule!r} is impossible: memory {next(iter(outer))!r} carries its state "
-            "from the top of a segment to the bottom of the next; use 'sequential' or 'auto'",
+            f"{spec.schedule!r} is impossible: memory {next(iter(model.outer_memories))!r} carries "
+            "its state from the top of a segment to the bottom of the next; use 'sequential' or "
+            "'auto'",
             path="model.schedule",
         )
     if spec.schedule == "layerwise":
@@ -55,7 +108,7 @@ def _refuse_impossible(
         chosen: Mapping[str, Any] = spec.memory
         for name, settings in chosen.items():
             cls = memories[settings.type].cls
-            if any(isinstance(m, cls) and not m.whole_input for m in all_memories):
+            if any(isinstance(m, cls) and not m.whole_input for m in model.all_memories()):
                 raise SpecError(
                     f"'layerwise' is impossible: memory {name!r} takes one segment at a time; use "
                     "'diagonal' or 'auto'",

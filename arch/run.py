@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from memarch.arch.schedules import SCHEDULES, sequential
+from memarch.arch.schedules import SCHEDULES, Schedule, sequential
 from memarch.arch.state import RunState
 from memarch.arch.work import How, Work, pad_to
 from memarch.components.memory import Memory, Segment, Stack, State
@@ -28,14 +28,19 @@ class Run:
     """The settings of one run, and what it collects."""
 
     model: MemarchModel
-    schedule: str
     how: How = field(default_factory=How)
     losses: list[Tensor] = field(default_factory=list)
     """Auxiliary losses `[B]` that memories report."""
     _alike: dict[object, Segment] = field(default_factory=dict, init=False)
 
     def over(
-        self, cuts: Iterable[Cut], state: RunState, *, answers: bool, write_last: bool
+        self,
+        cuts: Iterable[Cut],
+        state: RunState,
+        *,
+        schedule: str,
+        answers: bool,
+        write_last: bool,
     ) -> tuple[Tensor | None, RunState]:
         """Run segment after segment: final hidden states `[B, W, D]` and the new state.
 
@@ -43,66 +48,59 @@ class Run:
         at once. Without `write_last` the last segment is only read for, so the state is that before
         it.
         """
-        run = self._run_nested if self.model.outer_memories else self._run_cells
-        hidden = run(cuts, state, answers, write_last)
+        wanted = Wanted(answers, write_last, uniform=schedule != "sequential")
+        if self.model.outer_memories:
+            hidden = self._run_nested(cuts, state, wanted)
+        else:
+            hidden = self._run_cells(cuts, state, wanted, SCHEDULES[schedule])
         return (torch.cat(hidden, dim=1) if answers else None), state
 
+    def work(self, cuts: Iterable[Cut], state: RunState, wanted: Wanted) -> Iterator[Work]:
+        """The first layer's inputs, one segment at a time; `state` counts them."""
+        longest = 0
+        for index, (cut, last) in enumerate(_with_last(cuts)):
+            frozen = last and not wanted.write_last
+            x = self.model.view.embed(cut.ids)
+            role = Role(wanted.uniform or not frozen, wanted.answers, frozen)
+            segment = self._cells_segment(cut, state, x, index, role)
+            item = Work(self._place(x, segment), segment)
+            longest = longest or item.x.shape[1]
+            if not frozen:
+                self._count(cut, state)
+            yield pad_to(item, longest) if wanted.uniform else item
+
     def _run_cells(
-        self, cuts: Iterable[Cut], state: RunState, answers: bool, write_last: bool
+        self, cuts: Iterable[Cut], state: RunState, wanted: Wanted, schedule: Schedule
     ) -> list[Tensor]:
         """Memories inside layers only: cells in any order that the schedule likes."""
         lengths: list[int] = []
-        work = self._work(cuts, state, lengths, answers, write_last)
-        cells, schedule = self.model.cells(), SCHEDULES[self.schedule]
-        outputs, state.layers = schedule(cells, work, state.layers, self.how)
-        tops = zip(outputs, lengths if answers else (), strict=True)
+
+        def noted() -> Iterator[Cut]:
+            for cut in cuts:
+                if wanted.answers:
+                    lengths.append(cut.ids.shape[1])
+                yield cut
+
+        work = self.work(noted(), state, wanted)
+        outputs, state.layers = schedule(self.model.cells(), work, state.layers, self.how)
+        tops = zip(outputs, lengths, strict=True)
         return [self.model.view.leave(h[:, :length]) for h, length in tops]
 
-    def _work(
-        self,
-        cuts: Iterable[Cut],
-        state: RunState,
-        lengths: list[int],
-        answers: bool,
-        write_last: bool,
-    ) -> Iterator[Work]:
-        """The first layer's inputs, one segment at a time; their own `lengths` are noted.
-
-        Orders that run segments together need them equally long, the last one included.
-        """
-        uniform = self.schedule != "sequential"
-        longest = 0
-        for index, (cut, last) in enumerate(_with_last(cuts)):
-            frozen = last and not write_last
-            x = self.model.view.embed(cut.ids)
-            segment = self._cells_segment(
-                cut, state, x, index, Role(uniform or not frozen, answers, frozen)
-            )
-            item = Work(self._place(x, segment), segment)
-            longest = longest or item.x.shape[1]
-            if answers:
-                lengths.append(cut.ids.shape[1])
-            if not frozen:
-                self._count(cut, state)
-            yield pad_to(item, longest) if uniform else item
-
-    def _run_nested(
-        self, cuts: Iterable[Cut], state: RunState, answers: bool, write_last: bool
-    ) -> list[Tensor]:
+    def _run_nested(self, cuts: Iterable[Cut], state: RunState, wanted: Wanted) -> list[Tensor]:
         """Memories around the stack: one segment after the other."""
         outputs = []
         for index, (cut, last) in enumerate(_with_last(cuts)):
             if self.how.forgets(index):
                 state.detach()
-            frozen = last and not write_last
+            frozen = last and not wanted.write_last
             segment = replace(
-                self._segment(cut, state), ids=cut.ids, answers=answers, frozen=frozen
+                self._segment(cut, state), ids=cut.ids, answers=wanted.answers, frozen=frozen
             )
             stack: Stack = LayerStack(self, segment, state)
             for name, memory in reversed(self.model.outer_memories.items()):
                 stack = MemoryStack(stack, name, memory, segment, state.outer[name])
             hidden = stack(self.model.view.embed(cut.ids), None if segment.full else segment.valid)
-            if answers:
+            if wanted.answers:
                 outputs.append(hidden)
             if not frozen:
                 _commit(stack, state)
@@ -185,6 +183,18 @@ class Cut:
         if self.valid is None:
             return torch.ones_like(self.ids, dtype=torch.bool), True
         return self.valid, bool(self.valid.all())
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run is for."""
+
+    answers: bool = True
+    """Outputs of all segments."""
+    write_last: bool = True
+    """The state after the last segment, not only before it."""
+    uniform: bool = False
+    """Segments of equal length, the last one included: they run together."""
 
 
 @dataclass(frozen=True)

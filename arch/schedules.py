@@ -21,8 +21,8 @@ from torch import Tensor
 
 from memarch.arch.cells import Cell
 from memarch.arch.diagonal import Diagonal
-from memarch.arch.graphs import Repeating
-from memarch.arch.work import How, States, Work, flatten, lay_out, unflatten
+from memarch.arch.sweep import Sweep
+from memarch.arch.work import How, States, Work, lay_out
 
 Result = tuple[list[Tensor], States]
 Schedule = Callable[[Sequence[Cell], Iterable[Work], States, How], Result]
@@ -30,36 +30,19 @@ Schedule = Callable[[Sequence[Cell], Iterable[Work], States, How], Result]
 
 def sequential(cells: Sequence[Cell], work: Iterable[Work], states: States, how: How) -> Result:
     """Segment by segment, layer by layer."""
-    outputs = []
-    segment = None
-
-    def step(x: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        written = []
-        for cell, own in zip(cells, unflatten(carried, states), strict=True):
-            x, new = how.call(cell, x, own, segment)
-            written.append(new)
-        return x, flatten(written)
-
-    run = Repeating(step) if how.graphs else None
-    carried = flatten(states)
-    for s, item in enumerate(work):
-        segment = item.segment
-        if how.forgets(s):
-            carried = [tensor.detach() for tensor in carried]
-        x, new = step(item.x, carried) if run is None else run(segment, item.x, carried)
-        if not segment.frozen:
-            carried = new
-        if segment.answers:
-            outputs.append(x)
-    return outputs, unflatten(carried, states)
+    sweep, outputs = Sweep(cells, states, how), []
+    for item in work:
+        top = sweep.push(item)
+        if item.segment.answers:
+            outputs.append(top)
+    return outputs, sweep.states()
 
 
 def diagonal(cells: Sequence[Cell], work: Iterable[Work], states: States, how: How) -> Result:
     """All cells (s, d - s) of diagonal d at once, grouped by structure."""
-    cells_inside = Diagonal(cells, states, how)
-    tops = [cells_inside.push(item) for item in work]
-    outputs = [top for top in tops if top is not None] + cells_inside.drain()
-    return outputs, cells_inside.states()
+    inside = Diagonal(cells, states, how)
+    tops = [top for top in map(inside.push, work) if top is not None]
+    return tops + inside.drain(), inside.states()
 
 
 def layerwise(cells: Sequence[Cell], work: Iterable[Work], states: States, how: How) -> Result:

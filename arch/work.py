@@ -115,7 +115,8 @@ def join(segments: Sequence[Segment]) -> Segment:
     if len(segments) == 1:
         return first
     rows = first.valid.shape[0]
-    same = all(segment.positions is first.positions for segment in segments)
+    one_row = first.positions.shape[0] == 1
+    same = one_row and all(segment.positions is first.positions for segment in segments)
     return Segment(
         valid=torch.cat([segment.valid for segment in segments]),
         first=torch.cat([segment.first for segment in segments]),

@@ -199,8 +199,8 @@ def plan(document: Row, *, origins: bool = False) -> None:
         head += f", {document['trials']} trials"
     made = table(
         head,
-        ["variant", "parameters", "state", "floats", "FLOPs/token", "schedule", "why"],
-        right=["parameters", "state", "floats", "FLOPs/token"],
+        ["variant", "parameters", "state", "floats", "FLOPs/token", "schedule", "steps", "why"],
+        right=["parameters", "state", "floats", "FLOPs/token", "steps"],
     )
     for row in document["variants"]:
         small = row["smallest"]
@@ -211,6 +211,7 @@ def plan(document: Row, *, origins: bool = False) -> None:
             _span(small["state_floats"], row["state_floats"], board.quantity),
             _span(small["flops_per_token"], row["flops_per_token"], board.quantity),
             row["schedule"],
+            str(row["grouped_steps"]),
             escape(row["reason"]),
         )
     out.print(made)

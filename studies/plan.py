@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,12 +106,12 @@ def figures(spec: Mapping[str, Any]) -> Json:
     query = batch["input_ids"].shape[1]
     costs = measure(model, context_length=context, query_length=query)
     size, accumulate = spec["train"]["batch_size"], spec["train"].get("accumulate", 1)
-    schedule, reason = model.resolved_schedule(size, spec["train"].get("truncate"))
+    choice = model.resolved_schedule(size, context or query, spec["train"].get("truncate"))
     tokens = (context + query * batch["input_ids"].shape[0]) * size * accumulate
     found = {name.removeprefix("cost/"): value for name, value in costs.items()}
     for name in ("parameters", "state_bytes", "state_floats"):
         found[name] = int(found[name])
-    return found | {"schedule": schedule, "reason": reason, "tokens_per_step": tokens}
+    return found | asdict(choice) | {"tokens_per_step": tokens}
 
 
 def smallest(known: Range) -> Any:
@@ -177,7 +177,8 @@ def _grid_size(study: StudyFile, variant: str) -> int:
 
 
 def _shown(found: Json) -> Json:
-    names = ("parameters", "state_bytes", "state_floats", "flops_per_token", "schedule", "reason")
+    costs = ("parameters", "state_bytes", "state_floats", "flops_per_token")
+    names = (*costs, "schedule", "grouped_steps", "reason")
     return {name: found[name] for name in names}
 
 

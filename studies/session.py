@@ -18,6 +18,7 @@ from transformers import set_seed
 
 from memarch.arch import cost
 from memarch.arch.build import build_model
+from memarch.arch.plan import Plan
 from memarch.arch.settings import parse
 from memarch.studies import checkpoints, optimizers
 from memarch.studies.budget import Budget, Spent
@@ -151,6 +152,14 @@ class Session:
         task = make_task(self.spec["task"], self.spec["model"])
         return self._measure(self.spec, task, self.model)
 
+    def schedule(self) -> Plan:
+        """The order of cells in training, for what is longer: contexts, or inputs without one."""
+        lengths = self._lengths(self.spec, make_task(self.spec["task"], self.spec["model"]))
+        settings = self.settings
+        length = lengths["context_length"] or lengths["query_length"]
+        with own_random_state(self.device):
+            return self.model.resolved_schedule(settings.batch_size, length, settings.truncate)
+
     def _initial_model(self, task: Task) -> Any:
         seed = seed_of(self.spec, "model")
         with without_progress_bars():
@@ -211,16 +220,17 @@ class Session:
 
     def _measure(self, spec: Mapping[str, Any], task: Task, model: Any) -> dict[str, float]:
         """The cost model at the lengths that the task's batches have."""
-        batch = next(task.batches("train", 1, seed_of(spec, "data"), 0))
-        lengths = {
-            name: int(batch[key].shape[1]) if key in batch else 0
-            for name, key in (("context_length", "context_ids"), ("query_length", "input_ids"))
-        }
+        lengths = self._lengths(spec, task)
         key = canonical([spec["model"], spec["train"].get("trainable"), lengths])
         if key not in self._costs:
             with own_random_state(self.device):
                 self._costs[key] = dict(cost.measure(model, **lengths))
         return self._costs[key]
+
+    def _lengths(self, spec: Mapping[str, Any], task: Task) -> dict[str, int]:
+        batch = next(task.batches("train", 1, seed_of(spec, "data"), 0))
+        keys = {"context_length": "context_ids", "query_length": "input_ids"}
+        return {n: int(batch[key].shape[1]) if key in batch else 0 for n, key in keys.items()}
 
     def _end_stage(self, reason: str) -> None:
         record = self.progress.stages[-1]

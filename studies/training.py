@@ -58,9 +58,7 @@ def train(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, An
         "solved": progress.solved,
         "converged": progress.solved or has_converged(curve, session.maximize),
         "stages": [asdict(record) for record in progress.stages],
-        "schedule": list(
-            session.model.resolved_schedule(session.settings.batch_size, session.settings.truncate)
-        ),
+        "schedule": asdict(session.schedule()),
         "resumed_at": session.resumed_at,
     }
 

@@ -2,7 +2,8 @@
 
 Small shapes: inference (`model.write`: the state, no logits) and a training step (forward and
 backward of the language model's loss) at several batch sizes, sequential against every other order
-that the memory allows, and against `auto` with what it chose. Llama shapes: see `long_input`.
+that the memory allows, and against `auto` with what it chose. A training step keeps activations of
+all segments, so large batches train on fewer segments. Llama shapes: see `long_input`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from memarch.bench.timing import Work, side_by_side
 from memarch.components.errors import SpecError
 
 BASELINE = "sequential"
-MODES = ("inference", "training")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Settings:
     memories: Sequence[str]
     modes: Sequence[str]
     batches: Sequence[int]
+    training_tokens: int
+    """Of all rows together, at most, in a training step."""
     impl: str
     device: torch.device
     seconds: float
@@ -51,11 +53,14 @@ def run(settings: Settings, note: Callable[[str], None]) -> Document:
     note(f"{total} cases, at least {duration(total * settings.seconds)} in all")
     models: dict[tuple[Shape, str], MemarchModel] = {}
     for number, (shape, memory, mode, batch) in enumerate(cases, start=1):
-        case = f"{shape.label}, {memory}, {mode}, batch {batch}"
-        note(f"[{number}/{total}, {duration(perf_counter() - start)}] {case}")
         if (shape, memory) not in models:
             models[shape, memory] = build(shape, memory, settings.impl, settings.device)
-        rows += _case(case, models[shape, memory], shape, mode, batch, settings)
+        model = models[shape, memory]
+        if mode == "training":
+            shape = shape.cut_to(settings.training_tokens // batch)
+        case = f"{shape.label}, {memory}, {mode}, batch {batch}"
+        note(f"[{number}/{total}, {duration(perf_counter() - start)}] {case}")
+        rows += _case(case, model, shape, mode, batch, settings)
     for number, shape in enumerate(long, start=len(cases) + 1):
         note(f"[{number}/{total}, {duration(perf_counter() - start)}] {shape.label}")
         found = long_input.measure(shape, settings.impl, settings.device, settings.seconds, note)
@@ -81,7 +86,9 @@ def _case(
     for name in list(models)[1:]:
         found = row(case, BASELINE, name, timed, **more)
         if name == "auto":
-            found["chose"], found["reason"] = models[name].resolved_schedule(batch)
+            with torch.set_grad_enabled(mode == "training"):
+                plan = models[name].resolved_schedule(batch, ids.shape[1])
+            found["chose"], found["reason"] = plan.schedule, plan.reason
             found["share_of_best"] = best / timed[name].median
         rows.append(found)
     return rows

@@ -184,7 +184,7 @@ def read_from_memory(
         return step(state, x, spies[-1], segment)
 
     monkeypatch.setattr(memory, "step", spying_step)
-    Run(model, "sequential").over([Cut(query)], state, answers=True, write_last=False)
+    Run(model).over([Cut(query)], state, schedule="sequential", answers=True, write_last=False)
     return model.view.head(spies[0].hidden[:, -query.shape[1] - 1 :])
 
 
@@ -213,10 +213,10 @@ def test_gradmem_reproduces_the_authors_tensors(name: str, monkeypatch: pytest.M
     names = {ours: token_name(ours) for ours, _ in model.named_parameters()}
     load(model, names, golden.kind("weight"))
 
-    run = Run(model, "sequential")
+    run = Run(model)
     state = model._fresh(len(context))
     cut = Cut(context, context != config["pad_token_id"])
-    _, state = run.over([cut], state, answers=False, write_last=True)
+    _, state = run.over([cut], state, schedule="sequential", answers=False, write_last=True)
     assert_equal("memory", state.outer["m"]["tokens"], golden["memory"])
     logits = read_from_memory(model, state, query, monkeypatch)
     assert_equal("logits", logits, golden["logits"])

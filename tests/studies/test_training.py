@@ -467,7 +467,7 @@ def test_truncated_backpropagation_changes_the_gradient(tmp_path):
     train(spec, tmp_path / "whole", ignore)
     spec["train"]["truncate"] = 1
     result = train(spec, tmp_path / "cut", ignore)
-    assert result["schedule"][0] == "diagonal"  # layerwise has no place for a cut
+    assert result["schedule"]["schedule"] != "layerwise"  # it has no place for a cut
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert any(not torch.equal(a[name], b[name]) for name in a)
 

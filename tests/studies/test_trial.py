@@ -74,7 +74,7 @@ def test_a_complete_trial(spec, tmp_path):
     assert result["attempts"] == 1
     assert result["threads"] == 1
     assert result["stages"] == [{"name": "main", "start": 0, "end": 4, "reason": "budget"}]
-    assert result["schedule"][0] == "sequential"
+    assert result["schedule"]["schedule"] == "sequential"
     assert result["versions"]["torch"] == torch.__version__
     assert result["metrics"]["eval/kv/exact_match"] >= 0
     assert result["metrics"]["cost/state_bytes"] == 2 * 16 * 4
