@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from memarch.bench.shapes import MEMORIES, PRESETS, adapt
+from memarch.bench.shapes import MEMORIES, MODES, PRESETS, adapt
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.output import document_only, log
 
@@ -65,6 +65,7 @@ def _diagonal(options: argparse.Namespace) -> None:
         memories=options.memory,
         modes=options.mode,
         batches=options.batch,
+        training_tokens=options.training_tokens,
         impl=options.impl,
         device=device,
         seconds=options.seconds,
@@ -139,21 +140,35 @@ def _parser(program: str) -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     diagonal = _command(commands, "diagonal", _diagonal, _ABOUT_DIAGONAL)
-    diagonal.add_argument("--preset", nargs="+", choices=PRESETS, help="which sizes of model")
-    diagonal.add_argument("--memory", nargs="+", choices=MEMORIES, default=list(MEMORIES))
+    _several(diagonal, "--preset", tuple(PRESETS), "which sizes of model")
+    _several(diagonal, "--memory", MEMORIES, "which memories", list(MEMORIES))
+    _several(diagonal, "--mode", MODES, "forward only, or a training step", list(MODES))
     diagonal.add_argument(
-        "--mode",
+        "--batch",
         nargs="+",
-        choices=("inference", "training"),
-        default=["inference", "training"],
+        type=_count,
+        default=[1, 8, 64],
+        metavar="N",
+        help="batch sizes  [default: 1 8 64]",
     )
-    diagonal.add_argument("--batch", nargs="+", type=_count, default=[1, 8, 64])
-    diagonal.add_argument("--layers", type=_count, help="another number of layers")
-    diagonal.add_argument("--width", type=_count, help="another hidden size")
-    diagonal.add_argument("--segment-length", nargs="+", type=_count, help="other segments")
-    diagonal.add_argument("--segments", type=_count, help="another number of segments")
+    diagonal.add_argument("--layers", type=_count, metavar="N", help="another number of layers")
+    diagonal.add_argument("--width", type=_count, metavar="N", help="another hidden size")
     diagonal.add_argument(
-        "--impl", choices=("auto", "reference", "triton"), default="auto", help="of all candidates"
+        "--segment-length", nargs="+", type=_count, metavar="N", help="other tokens in a segment"
+    )
+    diagonal.add_argument("--segments", type=_count, metavar="N", help="another number of segments")
+    diagonal.add_argument(
+        "--training-tokens",
+        type=_count,
+        default=16384,
+        metavar="N",
+        help="of all rows together: larger batches train on fewer segments  [default: 16384]",
+    )
+    diagonal.add_argument(
+        "--impl",
+        choices=("auto", "reference", "triton"),
+        default="auto",
+        help="of all candidates  [default: auto]",
     )
     _common(diagonal, seconds=10.0)
 
@@ -180,13 +195,31 @@ def _command(
     return parser
 
 
+def _several(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    choices: Sequence[str],
+    about: str,
+    default: list[str] | None = None,
+) -> None:
+    parser.add_argument(
+        flag,
+        nargs="+",
+        choices=choices,
+        default=default,
+        metavar="NAME",
+        help=f"{about}: {', '.join(choices)}",
+    )
+
+
 def _common(parser: argparse.ArgumentParser, *, seconds: float) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=_count, help="threads on the CPU")
+    parser.add_argument("--threads", type=_count, metavar="N", help="threads on the CPU")
     parser.add_argument(
         "--seconds",
         type=_seconds,
         default=seconds,
+        metavar="N",
         help=f"time for one case, beyond three runs of each candidate  [default: {seconds:g}]",
     )
     parser.add_argument(
@@ -223,9 +256,9 @@ The orders of a model's cells, side by side: sequential against diagonal, layerw
   memarch bench diagonal --preset llama-1b --json FILE    a long input on a GPU
 
 Without a GPU the sizes are `small`: two models at which searches run, inference and training step,
-several batch sizes. With one they are the Llama shapes: an ARMT over 131,072 tokens against the
-ceilings of the hardware, the sequential order and full attention. --memory, --mode and --batch are
-for `small`."""
+several batch sizes, some twenty minutes on two cores. With one they are the Llama shapes: an ARMT
+over 131,072 tokens against the ceilings of the hardware, the sequential order and full attention;
+--memory, --mode and --batch are for `small`."""
 
 _ABOUT_KERNELS = """\
 Each operation's Triton kernel against plain PyTorch and torch.compile, and as share of a ceiling.

@@ -17,6 +17,7 @@ size K.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from memarch.bench.result import Document, Row, document, row
 from memarch.bench.timing import Timed, Work, bandwidth, graphed, matrix_rate, side_by_side
+from memarch.kernels.feature_maps import FeatureMap, num_features
 
 Inputs = dict[str, Tensor]
 Outputs = Tensor | tuple[Tensor, ...]
@@ -36,6 +38,7 @@ Function = Callable[..., Outputs]
 
 BASELINE = "reference"
 CHUNK = 64
+FEATURES: FeatureMap = "dpfp3"
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Operation:
     """How one operation is called, and the work that it cannot avoid."""
 
     inputs: Callable[[Sizes, torch.device], Inputs]
-    """Its tensors by the names of its arguments; they all get gradients."""
+    """Its tensors by the names of its arguments; those of numbers get gradients."""
     flops: Callable[[Sizes], int]
     """Of its matrix products, forward."""
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -102,6 +105,61 @@ def _norm_inputs(sizes: Sizes, device: torch.device) -> Inputs:
         "weight": random(sizes.cells, sizes.width),
         "x": random(sizes.rows, sizes.tokens, sizes.width),
     }
+
+
+def _layer_norm_inputs(sizes: Sizes, device: torch.device) -> Inputs:
+    bias = _random(sizes, device)(sizes.cells, sizes.width)
+    return _norm_inputs(sizes, device) | {"bias": bias}
+
+
+def _linear_inputs(sizes: Sizes, device: torch.device) -> Inputs:
+    random = _random(sizes, device)
+    return {
+        "x": random(sizes.rows, sizes.tokens, sizes.width),
+        "weight": random(sizes.cells, sizes.width, sizes.mlp) / sizes.width**0.5,
+    }
+
+
+def _linear_flops(sizes: Sizes) -> int:
+    return 2 * sizes.rows * sizes.tokens * sizes.width * sizes.mlp
+
+
+def _state_inputs(sizes: Sizes, device: torch.device) -> Inputs:
+    random, features = _random(sizes, device), num_features(FEATURES, sizes.d_mem)
+    return {
+        "matrix": random(sizes.rows, features, sizes.width),
+        "normalizer": random(sizes.rows, features).abs(),
+        "empty": torch.zeros(sizes.rows, dtype=torch.bool, device=device),
+    }
+
+
+def _read_inputs(sizes: Sizes, device: torch.device) -> Inputs:
+    random = _random(sizes, device)
+    return _state_inputs(sizes, device) | {
+        "x": random(sizes.rows, sizes.tokens, sizes.width),
+        "query": random(sizes.rows, sizes.tokens, sizes.d_mem),
+    }
+
+
+def _read_flops(sizes: Sizes) -> int:
+    """A^T phi(q)."""
+    features = num_features(FEATURES, sizes.d_mem)
+    return 2 * sizes.rows * sizes.tokens * features * sizes.width
+
+
+def _write_inputs(sizes: Sizes, device: torch.device) -> Inputs:
+    random, tokens = _random(sizes, device), (sizes.rows, sizes.memory_tokens)
+    return _state_inputs(sizes, device) | {
+        "keys": random(*tokens, sizes.d_mem),
+        "values": random(*tokens, sizes.width),
+        "beta": random(*tokens, 1).sigmoid(),
+    }
+
+
+def _write_flops(sizes: Sizes) -> int:
+    """A^T phi(k), and the sum of phi(k) times what is to be added."""
+    features = num_features(FEATURES, sizes.d_mem)
+    return 4 * sizes.rows * sizes.memory_tokens * features * sizes.width
 
 
 def _rule_inputs(sizes: Sizes, device: torch.device) -> Inputs:
@@ -135,7 +193,15 @@ def _no_products(_: Sizes) -> int:
 
 
 OPERATIONS: dict[str, Operation] = {
+    "associative_read": Operation(_read_inputs, _read_flops, {"feature_map": FEATURES}),
+    "associative_write": Operation(
+        _write_inputs,
+        _write_flops,
+        {"rule": "delta", "correction": True, "feature_map": FEATURES, "weight": None},
+    ),
     "rms_norm": Operation(_norm_inputs, _no_products, {"eps": 1e-6}),
+    "layer_norm": Operation(_layer_norm_inputs, _no_products, {"eps": 1e-5}),
+    "grouped_linear": Operation(_linear_inputs, _linear_flops, {"activation": "silu"}),
     "delta_rule": Operation(
         _rule_inputs,
         _rule_flops,
@@ -195,7 +261,7 @@ class _Case:
             outputs = _tuple(self.function("reference")(**self.inputs))
         self.gradients = tuple(torch.randn_like(output) for output in outputs)
         for tensor in self.inputs.values():
-            tensor.requires_grad_(backward)
+            tensor.requires_grad_(backward and tensor.is_floating_point())
         read, written = (
             sum(tensor.nbytes for tensor in tensors) for tensors in (self.inputs.values(), outputs)
         )
@@ -205,10 +271,9 @@ class _Case:
     @property
     def label(self) -> str:
         """The case in words."""
-        largest = max(self.inputs.values(), key=Tensor.numel)
-        size = " x ".join(str(each) for each in largest.shape)
-        direction = "forward and backward" if self.backward else "forward"
-        return f"{self.name}, {direction}, {size}, {_short(self.sizes.dtype)}"
+        sizes, direction = self.sizes, "forward and backward" if self.backward else "forward"
+        size = f"{sizes.rows} x {sizes.tokens} x {sizes.width}"
+        return f"{self.name}, {direction}, {size}, {_short(sizes.dtype)}"
 
     def function(self, impl: str) -> Function:
         """The operation, to be called with its tensors."""
@@ -231,7 +296,7 @@ class _Case:
             work = self._work(function)
             if name == "torch.compile":
                 try:
-                    work()
+                    _compile(work)
                 except Exception as error:  # no compiler here, or code that it cannot compile
                     reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
                     notes.append(f"torch.compile of {self.name} was left out ({reason})")
@@ -240,7 +305,7 @@ class _Case:
         return works
 
     def _work(self, function: Function) -> Work:
-        wanted = list(self.inputs.values())
+        wanted = [tensor for tensor in self.inputs.values() if tensor.requires_grad]
 
         def forward() -> None:
             with torch.no_grad():
@@ -273,6 +338,12 @@ class _Case:
                 found["speedup_over_best"] = min(others) / seconds
             rows.append(found)
         return rows
+
+
+def _compile(work: Work) -> None:
+    with warnings.catch_warnings():  # that it looks through our cache of constants
+        warnings.filterwarnings("ignore", message="Dynamo detected", category=UserWarning)
+        work()
 
 
 def _library(path: str) -> Function:

@@ -32,7 +32,7 @@ from memarch.arch.model import MemarchModel
 from memarch.bench.result import Row, row
 from memarch.bench.shapes import Shape, born_on, build, in_order, token_ids
 from memarch.bench.timing import Timed, Work, graphed, side_by_side
-from memarch.components.feature_maps import num_features
+from memarch.kernels.feature_maps import num_features
 
 ERROR_TOKENS = 32768
 

@@ -46,6 +46,11 @@ class Shape:
         """The shape in a case's name."""
         return f"{self.name}, {self.segments} segments of {self.segment_length}"
 
+    def cut_to(self, tokens: int) -> Shape:
+        """The same with as many whole segments, one at least, as so many tokens hold."""
+        whole = max(1, tokens // self.segment_length) * self.segment_length
+        return replace(self, tokens=min(self.tokens, whole))
+
     def memory(self, name: str) -> dict[str, Any]:
         """The settings of a memory at this size."""
         if name == "armt":
@@ -73,6 +78,7 @@ class Shape:
 
 
 MEMORIES = ("armt", "deltanet")
+MODES = ("inference", "training")
 
 
 def _small(layers: int, width: int, segment_length: int) -> Shape:

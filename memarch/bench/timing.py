@@ -21,6 +21,9 @@ SAMPLE_SECONDS = 0.01
 MOST_CALLS = 200
 """How often work is repeated in one sample, at most."""
 WARM_UPS = 3
+"""Runs before the first sample; a single one where a run is long."""
+SETTLED_SECONDS = 1.0
+"""What a run takes at least in which warming up is lost."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ def side_by_side(
     most: int = 100,
 ) -> dict[str, Timed]:
     """Times of each candidate after warm-up: `least` samples each, more while `seconds` last."""
-    peaks = {name: _warm_up(work, device) for name, work in candidates.items()}
-    calls = {name: _calls(work, device) for name, work in candidates.items()}
+    calls = {name: _warm_up(work, device) for name, work in candidates.items()}
+    peaks = {name: _peak(work, device) for name, work in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     names, end = list(candidates), perf_counter() + seconds
     for turn in range(most):
@@ -81,7 +84,7 @@ def graphed(work: Work, device: torch.device) -> Work:
     return graph.replay
 
 
-def bandwidth(device: torch.device, *, seconds: float = 2.0) -> float:
+def bandwidth(device: torch.device, *, seconds: float = 0.5) -> float:
     """Bytes a second, read and written, of a copy that no cache can hold."""
     count = 2**28 if device.type == "cuda" else 2**25
     source = torch.ones(count, dtype=torch.float32, device=device)
@@ -90,7 +93,7 @@ def bandwidth(device: torch.device, *, seconds: float = 2.0) -> float:
     return 2 * source.nbytes / timed["copy"].median
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 2.0) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.5) -> float:
     """Floating-point operations a second of a large matrix product."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(2, size, size, device=device).to(dtype)
@@ -99,23 +102,23 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 2.
     return 2 * size**3 / timed["product"].median
 
 
-def _warm_up(work: Work, device: torch.device) -> int | None:
-    """Run until caches, compilers and allocators have settled; the peak of the last call."""
-    if device.type != "cuda":
-        work()
-        return None
+def _warm_up(work: Work, device: torch.device) -> int:
+    """Run until caches, compilers and allocators have settled; how many calls make a sample."""
+    once = _sample(work, device, 1)
     for _ in range(WARM_UPS - 1):
-        work()
+        if once < SETTLED_SECONDS:
+            once = _sample(work, device, 1)
+    return max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / max(once, 1e-9))))
+
+
+def _peak(work: Work, device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     work()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated()
-
-
-def _calls(work: Work, device: torch.device) -> int:
-    once = _sample(work, device, 1)
-    return max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / max(once, 1e-9))))
 
 
 def _sample(work: Work, device: torch.device, calls: int) -> float:
