@@ -58,3 +58,27 @@ def test_a_kernel_that_does_not_compile_is_named(
 ) -> None:
     with pytest.raises(RuntimeError, match=r"nothing.* for sm_80:\n.*No module named"):
         compile_ahead(Specimen("memarch.nowhere.triton_kernels:nothing", {}), 80)
+
+
+def test_spills_are_seen(compile_ahead: Callable[[Specimen, int], Resources]) -> None:
+    """8192 numbers of x and as many of the weight, in the 32 * 255 registers of one warp."""
+    numbers = ["count", "size", "inner", "x_outer", "x_inner"]
+    specimen = Specimen(
+        "memarch.kernels.rms_norm.triton_kernels:_forward",
+        dict.fromkeys(["x", "weight", "y"], "*fp32")
+        | dict.fromkeys(numbers, "i32")
+        | {"eps": "fp32"},
+        {"BLOCK_ROWS": 1, "BLOCK_SIZE": 8192},
+        num_warps=1,
+    )
+    assert compile_ahead(specimen, 90).spills > 100
+
+
+def test_arguments_that_a_kernel_does_not_have_are_named(
+    compile_ahead: Callable[[Specimen, int], Resources],
+) -> None:
+    specimen = Specimen(
+        "memarch.kernels.rms_norm.triton_kernels:_forward", {"x": "*fp32", "z": "i32"}
+    )
+    with pytest.raises(RuntimeError, match=r"missing \['BLOCK_ROWS', .*unknown \['z'\]"):
+        compile_ahead(specimen, 80)

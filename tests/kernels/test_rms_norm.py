@@ -60,6 +60,16 @@ def test_triton_equals_the_reference(shape: tuple[int, ...], stacked: bool) -> N
         torch.testing.assert_close(found.double(), truth, rtol=2e-6, atol=2e-6 * shape[-2] ** 0.5)
 
 
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
+@pytest.mark.usefixtures("_triton", "nan_poisoned")
+def test_eps_may_be_zero() -> None:
+    """Three rows to a block of four: the absent one divides by zero."""
+    inputs = (torch.randn(1, 3, 6), torch.randn(6), torch.randn(1, 3, 6))
+    expected = gradients("reference", *inputs, eps=0.0)
+    for found, truth in zip(gradients("triton", *inputs, eps=0.0), expected, strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.usefixtures("_triton", "nan_poisoned")
 def test_triton_is_no_worse_than_the_reference_in_low_precision(kind: torch.dtype) -> None:
