@@ -81,7 +81,7 @@ def _case(
         seconds=settings.seconds,
     )
     best = min(each.median for name, each in timed.items() if name != "auto")
-    more = {"mode": mode, "batch": batch, "segments": shape.segments}
+    more = {"mode": mode, "batch": batch, "segments": shape.segments, "impl": settings.impl}
     rows = []
     for name in list(models)[1:]:
         found = row(case, BASELINE, name, timed, **more)

@@ -294,15 +294,25 @@ class _Case:
         works = {}
         for name, function in functions.items():
             work = self._work(function)
-            if name == "torch.compile":
-                try:
-                    _compile(work)
-                except Exception as error:  # no compiler here, or code that it cannot compile
-                    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-                    notes.append(f"torch.compile of {self.name} was left out ({reason})")
-                    continue
-            works[name] = graphed(work, self.device)
+            try:
+                _first_run(work)
+            except Exception as error:
+                if name == BASELINE:
+                    raise
+                notes.append(f"{name} of {self.name} was left out: {_first_line(error)}")
+                continue
+            works[name] = self._captured(name, work, notes)
         return works
+
+    def _captured(self, name: str, work: Work, notes: list[str]) -> Work:
+        try:
+            return graphed(work, self.device)
+        except RuntimeError as error:
+            notes.append(
+                f"{name} of {self.name} is timed with its launches, it cannot be captured: "
+                f"{_first_line(error)}"
+            )
+            return work
 
     def _work(self, function: Function) -> Work:
         wanted = [tensor for tensor in self.inputs.values() if tensor.requires_grad]
@@ -340,10 +350,14 @@ class _Case:
         return rows
 
 
-def _compile(work: Work) -> None:
-    with warnings.catch_warnings():  # that it looks through our cache of constants
+def _first_run(work: Work) -> None:
+    with warnings.catch_warnings():  # the compiler looks through our cache of constants
         warnings.filterwarnings("ignore", message="Dynamo detected", category=UserWarning)
         work()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _library(path: str) -> Function:

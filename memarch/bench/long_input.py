@@ -49,15 +49,16 @@ def measure(
     shape: Shape, impl: str, device: torch.device, seconds: float, note: Callable[[str], None]
 ) -> Found:
     """Every row of one shape at one segment length."""
+    _free(device)
     note("  matrix products")
     rows = [_products(shape, device, seconds)]
-    gc.collect()
+    _free(device)
     model = build(shape, "armt", impl, device)
     _fill_zeros(model)
     orders = _orders(model, device)
     note("  error against float32")
     errors = _errors(model, orders, shape, device)
-    gc.collect()
+    _free(device)
     note("  the whole input")
     work = {name: _write(each, shape, device, inputs=1) for name, each in orders.items()}
     notes = []
@@ -71,8 +72,8 @@ def measure(
 
     def compare(baseline: str, candidate: str, **more: object) -> None:
         rate = shape.tokens / timed[candidate].median
-        case = f"{shape.label}, armt, inference, batch 1"
-        sizes = {"mode": "inference", "batch": 1, "segments": shape.segments}
+        case = f"{shape.label}, armt, {shape.dtype}, inference, batch 1"
+        sizes = {"mode": "inference", "batch": 1, "segments": shape.segments, "impl": impl}
         rows.append(row(case, baseline, candidate, timed, **sizes, tokens_per_second=rate, **more))
 
     if _TWICE in timed:
@@ -92,6 +93,13 @@ def measure(
 
 _FULL_GROUP = "always-full group"
 _TWICE = "twice the input"
+
+
+def _free(device: torch.device) -> None:
+    """Give back what earlier models held in cycles of references."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _orders(model: MemarchModel, device: torch.device) -> dict[str, MemarchModel]:
@@ -142,7 +150,7 @@ def _products(shape: Shape, device: torch.device, seconds: float) -> Row:
     )
     flops = 2 * many * sum(rows * inner * outer for rows, inner, outer in sizes)
     return row(
-        f"{shape.label}, matrix products of {many} cells",
+        f"{shape.label}, {shape.dtype}, matrix products of {many} cells",
         "one cell at a time",
         "grouped",
         timed,

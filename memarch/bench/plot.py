@@ -34,10 +34,12 @@ def write_plot(found: Document, path: Path) -> None:
             y=[row["case"] for row in rows],
             x=speedups,
             text=[f"{speedup:.2f}" for speedup in speedups],
+            textposition="inside",
+            insidetextanchor="start",
             orientation="h",
             error_x={"type": "data", "array": highs, "arrayminus": lows, "thickness": 1},
         )
-    figure.add_vline(x=1, line_dash="dot", annotation_text="equal")
+    figure.add_vline(x=1, line_dash="dot")
     figure.update_layout(
         title=f"bench {found['benchmark']}: times as fast as the baseline<br>"
         f"<sup>{found['device']}, torch {found['versions']['torch']}</sup>",
