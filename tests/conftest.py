@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,8 @@ os.environ.update(
 )
 # Kernels run in Triton's interpreter; TRITON_INTERPRET=0 runs their tests on a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Orders of execution measured here are forgotten afterwards; all workers share them.
+os.environ.setdefault("MEMARCH_CACHE", tempfile.mkdtemp(prefix="memarch-cache-"))
 for name in ("MEMARCH_STORAGE", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS"):
     os.environ.pop(name, None)
 

@@ -104,20 +104,28 @@ def test_schedules_agree_on_every_memory_ragged_and_padded(memory: str) -> None:
     check(model, ids, mask)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     memory=st.sampled_from(sorted(MEMORIES)),
-    layers=st.integers(3, 5),
+    family=st.sampled_from(FAMILIES),
+    layers=st.integers(3, 6),
     batch=st.integers(1, 3),
-    length=st.integers(1, 24),
+    segments=st.integers(1, 10),
+    rest=st.integers(0, 3),
     seed=st.integers(0, 100),
 )
 def test_schedules_agree_on_random_specs(
-    memory: str, layers: int, batch: int, length: int, seed: int
+    memory: str, family: str, layers: int, batch: int, segments: int, rest: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, 23, (batch, length), generator=generator)
-    check(build(MEMORIES[memory], layers=layers), ids)
+    ids = torch.randint(0, 23, (batch, 4 * segments + rest), generator=generator)
+    check(build(MEMORIES[memory], family, layers), ids)
+
+
+@pytest.mark.parametrize("memory", ["armt", "gated_deltanet beside", "mixed layers"])
+def test_schedules_agree_on_a_deep_stack(memory: str) -> None:
+    ids = torch.randint(0, 23, (1, 4 * 16 + 1), generator=torch.Generator().manual_seed(1))
+    check(build(MEMORIES[memory], layers=12), ids)
 
 
 def test_truncated_backpropagation_agrees() -> None:

@@ -1,0 +1,148 @@
+"""Which order of cells runs, and why; what `auto` measures and remembers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memarch.arch import measured, plan
+from memarch.arch.build import build_model
+from memarch.arch.measured import Times, group_sizes
+from memarch.arch.model import MemarchModel
+from memarch.components.errors import SpecError
+
+ARMT: dict[str, Any] = {"a": {"type": "armt", "d_mem": 4, "num_tokens": 2}}
+DELTANET: dict[str, Any] = {"d": {"type": "deltanet", "heads": 2}}
+RMT: dict[str, Any] = {"t": {"type": "rmt", "num_tokens": 2}}
+
+
+def build(memory: dict[str, Any], **spec: Any) -> MemarchModel:
+    backbone = {
+        "type": "llama",
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
+    return build_model(
+        {"backbone": backbone, "memory": memory, "segment_length": 4, **spec}, vocab_size=23, seed=0
+    )
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the machine is said to need, in seconds; the batch sizes that were asked for."""
+    known: dict[str, Any] = {
+        "times": Times(sweep=3.0, stack=0.5, one=1.0, full=2.0, layerwise=(2.0, 6.0)),
+        "asked": [],
+    }
+
+    def measured_times(model: MemarchModel, batch: int, how: Any, *, layerwise: bool) -> Times:
+        known["asked"].append((batch, layerwise))
+        return known["times"]
+
+    monkeypatch.setattr(plan, "measured_times", measured_times)
+    return known
+
+
+@pytest.mark.parametrize("segments", [1, 2, 3, 5, 40])
+@pytest.mark.parametrize("layers", [1, 3, 7])
+def test_diagonals_have_every_cell_once(segments: int, layers: int) -> None:
+    sizes = group_sizes(segments, layers)
+    cells = [(s, layer) for s in range(segments) for layer in range(layers)]
+    by_diagonal = [sum(s + layer == d for s, layer in cells) for d in range(len(sizes))]
+    assert sizes == by_diagonal
+    assert len(sizes) == segments + layers - 1
+    assert sum(sizes) == segments * layers
+
+
+def test_auto_takes_what_is_fastest_at_this_length(times: dict[str, Any]) -> None:
+    model = build(DELTANET)
+    # sequential 3 S; diagonal 0.5 + 2 (1 + 1.5) + 2 (S - 2); layerwise S
+    assert model.resolved_schedule(2, 4 * 8).schedule == "layerwise"
+    times["times"] = Times(sweep=3.0, stack=0.5, one=1.0, full=2.0, layerwise=(9.0, 99.0))
+    chosen = model.resolved_schedule(2, 4 * 8)
+    assert chosen.schedule == "diagonal"
+    assert chosen.grouped_steps == 8 + 3 - 1
+    assert chosen.reason.startswith("measured: sequential 1.4 times as long, layerwise")
+    times["times"] = Times(sweep=3.0, stack=40.0, one=1.0, full=2.0, layerwise=(9.0, 99.0))
+    chosen = model.resolved_schedule(2, 4 * 8)
+    assert (chosen.schedule, chosen.grouped_steps) == ("sequential", 24)
+
+
+def test_what_is_measured_follows_from_what_is_possible(times: dict[str, Any]) -> None:
+    assert build(DELTANET).resolved_schedule(5, 32).schedule == "layerwise"
+    assert build(DELTANET).resolved_schedule(5, 32, truncate=2).schedule == "diagonal"
+    assert build(DELTANET).resolved_schedule(5).schedule == "diagonal"  # of unknown length
+    assert build(ARMT).resolved_schedule(64, 32).schedule == "diagonal"
+    assert times["asked"] == [(8, True), (8, False), (8, False), (64, False)]
+
+
+def test_nothing_is_measured_where_there_is_no_choice(times: dict[str, Any]) -> None:
+    chosen = build(RMT).resolved_schedule(2, 32)
+    assert chosen.schedule == "sequential"
+    assert "'t' goes from the top of a segment" in chosen.reason
+    assert build(ARMT).resolved_schedule(2, 4).reason == "one segment: nothing to group"
+    assert build(ARMT, schedule="diagonal").resolved_schedule(2, 32).reason == (
+        "asked for in the spec"
+    )
+    assert times["asked"] == []
+
+
+@pytest.mark.parametrize(
+    ("memory", "schedule", "message"),
+    [
+        (RMT, "diagonal", "memory 't' carries its state from the top"),
+        (ARMT, "layerwise", "memory 'a' takes one segment at a time"),
+    ],
+)
+def test_an_impossible_request_names_the_memory(
+    memory: dict[str, Any], schedule: str, message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        build(memory, schedule=schedule).resolved_schedule(1, 32)
+
+
+def test_a_measurement_is_kept_and_leaves_the_model_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMARCH_CACHE", str(tmp_path))
+    model = build(DELTANET)
+    random = torch.get_rng_state()
+    first = model.resolved_schedule(2, 32)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(weight.grad is None for weight in model.parameters())
+    [kept] = json.loads((tmp_path / "schedules.json").read_text()).values()
+    assert set(kept) == {"sweep", "stack", "one", "full", "layerwise"}
+    assert all(0 < kept[name] < 10 for name in ("sweep", "stack", "one", "full"))
+
+    def fails(*_: Any, **__: Any) -> Times:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(measured, "_measure", fails)
+    assert model.resolved_schedule(2, 32) == first
+    assert build(DELTANET).resolved_schedule(2, 32) == first  # the same model, another object
+    with pytest.raises(AssertionError, match="measured again"), torch.no_grad():
+        model.resolved_schedule(2, 32)
+
+
+def test_a_spoilt_or_forbidden_cache_costs_only_a_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMARCH_CACHE", str(tmp_path))
+    (tmp_path / "schedules.json").write_text("{ no")
+    assert build(ARMT).resolved_schedule(1, 32).grouped_steps
+    monkeypatch.setenv("MEMARCH_CACHE", str(tmp_path / "schedules.json" / "below_a_file"))
+    assert build(ARMT).resolved_schedule(1, 32).grouped_steps
+
+
+def test_triton_is_refused_under_a_memory_that_differentiates_twice() -> None:
+    gradmem = {"g": {"type": "gradmem", "num_tokens": 2, "write": {"mode": "second"}}}
+    with pytest.raises(SpecError, match="memory 'g' differentiates through gradients"):
+        build(gradmem, impl="triton")
+    model = build(gradmem | DELTANET)
+    assert {m.impl for m in model.modules() if hasattr(m, "impl")} == {"reference"}
+    assert {m.impl for m in build(DELTANET).modules() if hasattr(m, "impl")} == {"auto"}
