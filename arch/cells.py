@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from memarch.arch.attention import causal_mask, fused_attention, plain_attention
 from memarch.components.memory import Memory, Segment, Site, State
+from memarch.kernels.checks import Impl
 
 Inner = Callable[..., Tensor]
 
@@ -26,11 +27,17 @@ class Cell(nn.Module):
     """A decoder layer and the memories that act on it, in the spec's order, the first outermost."""
 
     def __init__(
-        self, layer: nn.Module, memories: dict[str, Memory], *, twice_differentiable: bool
+        self,
+        layer: nn.Module,
+        memories: dict[str, Memory],
+        *,
+        impl: Impl = "auto",
+        twice_differentiable: bool = False,
     ) -> None:
         super().__init__()
         self.layer = layer
         self.memories = nn.ModuleDict(memories)
+        self.impl = impl
         self.twice_differentiable = twice_differentiable
 
     def at(self, site: Site) -> list[tuple[str, Memory]]:

@@ -19,6 +19,7 @@ from memarch.arch.cells import Cell
 from memarch.components.leaves import RMSNorm, ShortConv, Vector
 from memarch.components.memory import Segment, State
 from memarch.kernels.checks import Impl
+from memarch.kernels.grouped_linear import grouped_linear
 from memarch.kernels.layer_norm import layer_norm
 
 LEAVES: tuple[type[nn.Module], ...] = (
@@ -37,16 +38,13 @@ class StackedLinear(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
+    def __init__(self, impl: Impl) -> None:
+        super().__init__()
+        self.impl = impl
+
     def forward(self, x: Tensor) -> Tensor:
         """Each map on its share of the rows."""
-        groups = self.weight.shape[0]
-        rows = x.reshape(groups, -1, x.shape[-1])
-        y = (
-            rows @ self.weight
-            if self.bias is None
-            else torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight)
-        )
-        return y.view(*x.shape[:-1], -1)
+        return grouped_linear(x, self.weight, self.bias, impl=self.impl)
 
 
 class StackedLayerNorm(nn.Module):
@@ -55,7 +53,7 @@ class StackedLayerNorm(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, eps: float, impl: Impl = "auto") -> None:
+    def __init__(self, eps: float, impl: Impl) -> None:
         super().__init__()
         self.eps, self.impl = eps, impl
 
@@ -135,9 +133,9 @@ def _stacked_leaf(template: Cell, name: str) -> nn.Module:
     old = template.get_submodule(name)
     new: nn.Module
     if isinstance(old, nn.Linear | Conv1D):
-        new = StackedLinear()
+        new = StackedLinear(template.impl)
     elif isinstance(old, nn.LayerNorm):
-        new = StackedLayerNorm(old.eps)
+        new = StackedLayerNorm(old.eps, template.impl)
     else:
         new = copy.copy(old)
         new._parameters = {}

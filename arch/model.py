@@ -131,7 +131,12 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         """Each decoder layer with the memories that act on it."""
         twice = any(memory.second_order for memory in self.outer_memories.values())
         return [
-            Cell(layer, self.layer_memories(index), twice_differentiable=twice)
+            Cell(
+                layer,
+                self.layer_memories(index),
+                impl=self.spec.impl,
+                twice_differentiable=twice,
+            )
             for index, layer in enumerate(self.view.layers)
         ]
 
