@@ -54,16 +54,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from memarch.kernels.rows import first_order_only
+
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def _dot(x, y):
-    """x y in x's dtype, added up in float32."""
+    """x y in x's dtype, added up in float32.
+
+    A float32 product has no tensor cores: each thread would hold whole rows of x and columns of y
+    in registers, so it runs over every 16th (or so) of them in a loop.
+    """
+    M: tl.constexpr = x.shape[0]
+    N: tl.constexpr = y.shape[1]
+    PARTS: tl.constexpr = x.shape[1] // 16
     y = y.to(x.dtype)
-    if INTERPRETED:  # it takes the bits of bfloat16 for integers
-        x, y = x.to(tl.float32), y.to(tl.float32)
-    return tl.dot(x, y, input_precision="ieee")
+    if x.dtype == tl.float32:
+        xs, ys = tl.reshape(x, [M, 16, PARTS]), tl.reshape(y, [16, PARTS, N])
+        parts = tl.arange(0, PARTS)
+        total = tl.zeros([M, N], tl.float32)
+        for part in tl.range(PARTS, num_stages=1):
+            x_part = tl.sum(tl.where((parts == part)[None, None, :], xs, 0.0), axis=2)
+            y_part = tl.sum(tl.where((parts == part)[None, :, None], ys, 0.0), axis=1)
+            total = tl.dot(x_part, y_part, total, input_precision="ieee")
+        return total
+    elif INTERPRETED:  # it takes the bits of bfloat16 for integers
+        return tl.dot(x.to(tl.float32), y.to(tl.float32), input_precision="ieee")
+    else:
+        return tl.dot(x, y)
 
 
 @triton.jit
@@ -151,7 +170,7 @@ def _merge(x, a, BLOCKS: tl.constexpr, SIZE: tl.constexpr):
     """Inverses of diagonal blocks, two by two: [[X, 0], [Y, X']] with Y = -X' A X."""
     first, second = _even_odd(x, BLOCKS, SIZE)
     _, between = _even_odd(_band(a, BLOCKS, SIZE, 1), BLOCKS, SIZE)
-    corner = -_dot(second, _dot(between, first))
+    corner = -tl.dot(second, tl.dot(between, first, input_precision="ieee"), input_precision="ieee")
     left = tl.join(first, corner)  # [BLOCKS / 2, SIZE, SIZE, the block's row]
     right = tl.join(tl.zeros_like(first), second)
     whole = tl.permute(tl.join(left, right), [0, 3, 1, 4, 2])
@@ -442,7 +461,8 @@ def _gradients(
         f *= decay
         d *= decay
         dc = tl.zeros([SIZE], tl.float32)
-        rest = tl.zeros([BLOCK_K], tl.float32)
+        kept = 0.0
+        added = 0.0
     f = tl.where(rows[:, None] >= rows[None, :], f, 0.0).to(dtype)
     d = tl.where(rows[:, None] > rows[None, :], d, 0.0).to(dtype)
 
@@ -462,30 +482,31 @@ def _gradients(
             zs += _dot(z_tile, tl.trans(s))
             uds += _dot(u_tile, tl.trans(ds))
             if c is not None:
-                rest += tl.exp(last) * tl.sum(s.to(tl.float32) * ds.to(tl.float32), axis=1)
+                kept += tl.sum(s.to(tl.float32) * ds.to(tl.float32))
         if c is not None:
             dos *= tl.exp(sums)[:, None]
             zs *= tl.exp(sums)[:, None]
             uds *= tl.exp(last - sums)[:, None]
 
-        q_tile = _load_rows(q, start, q_t, T, keys, K, SIZE).to(dtype)
         k_tile = _load_rows(k, start, k_t, T, keys, K, SIZE).to(dtype)
         k_wide = k_tile.to(tl.float32)
-        kb_tile = (b[:, None] * k_wide).to(dtype)
         dq_tile = dos + _dot(f, k_tile)
-        later = uds + _dot(tl.trans(f), q_tile) + _dot(tl.trans(d), kb_tile)
-        dk_own = _dot(d, k_tile)
         _store_rows(dq + first * K, dq_tile, start, H * K, T, keys, K, SIZE)
-        dk_tile = later + b[:, None] * (dk_own - zs)
-        _store_rows(dk + first * K, dk_tile, start, H * K, T, keys, K, SIZE)
-        db += tl.sum((dk_own - zs) * k_wide, axis=1)
+        q_tile = _load_rows(q, start, q_t, T, keys, K, SIZE).to(dtype)
         if c is not None:
-            gains = q_tile.to(tl.float32) * dq_tile + kb_tile.to(tl.float32) * dk_own
-            dc += tl.sum(gains - k_wide * (b[:, None] * zs + later), axis=1)
-            rest += tl.sum(uds * k_wide, axis=0)
+            dc += tl.sum(q_tile.to(tl.float32) * dq_tile, axis=1)
+            added += tl.sum(uds * k_wide)
+        kb_tile = (b[:, None] * k_wide).to(dtype)
+        later = uds + _dot(tl.trans(f), q_tile) + _dot(tl.trans(d), kb_tile)
+        own = _dot(d, k_tile) - zs
+        db += tl.sum(own * k_wide, axis=1)
+        if c is not None:
+            dc += tl.sum(own * kb_tile.to(tl.float32) - later * k_wide, axis=1)
+        dk_tile = later + b[:, None] * own
+        _store_rows(dk + first * K, dk_tile, start, H * K, T, keys, K, SIZE)
     tl.store(dbeta + tokens, db, mask=start + rows < T)
     if c is not None:
-        dg_tile = tl.cumsum(dc, reverse=True) + tl.sum(rest)
+        dg_tile = tl.cumsum(dc, reverse=True) + (tl.exp(last) * kept + added)
         tl.store(dg + tokens, dg_tile, mask=start + rows < T)
 
 
@@ -501,50 +522,48 @@ def chunked(
 ) -> tuple[Tensor, Tensor]:
     """`(o [B, T, H, V] in v's dtype, final state in float32)`; without g the plain delta rule.
 
-    Chunks have 16, 32 or 64 tokens, whichever is nearest to `chunk_size`.
+    Chunks have 16, 32 or 64 tokens, the nearest to `chunk_size` and to the tokens that there are.
     """
     if v.numel() == 0:
         return torch.zeros_like(v), state.float()
-    size = min((16, 32, 64), key=lambda size: abs(size - chunk_size))
+    wanted = min(chunk_size, v.shape[1])
+    size = min((16, 32, 64), key=lambda size: abs(size - wanted))
     outputs: tuple[Tensor, Tensor] = _Chunked.apply(q, k, v, beta, g, state, size)
     return outputs
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        *tensors, ctx.size = inputs
-        ctx.save_for_backward(*tensors)
-        with torch.cuda.device_of(tensors[0]):
-            return _forward(*_dense(*tensors), ctx.size)
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        g: Tensor | None,
+        state: Tensor,
+        size: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(q, k, v, beta, g, state)
+        ctx.size = size
+        with torch.cuda.device_of(q):
+            return _forward(*_dense(q, k, v, beta, g, state), size)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *_Gradients.apply(*gradients, *ctx.saved_tensors, ctx.size), None
-
-
-class _Gradients(torch.autograd.Function):
-    """A function of its own, so that differentiating it once more is refused by name."""
-
-    @staticmethod
-    def forward(ctx: Any, do: Tensor, dfinal: Tensor, *inputs: Any) -> tuple[Tensor | None, ...]:
-        *tensors, size = inputs
+    def backward(ctx: Any, do: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        first_order_only("delta_rule" if inputs[4] is None else "gated_delta_rule")
         with torch.cuda.device_of(do):
-            return _backward(do.contiguous(), dfinal.contiguous(), *_dense(*tensors), size)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "the Triton delta rules have no second derivative; "
-            "use impl='reference' inside gradient writers"
-        )
+            gradients = _backward(do.contiguous(), dfinal.contiguous(), *_dense(*inputs), ctx.size)
+        return *gradients, None
 
 
-def _dense(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """q, k, v with the last dimension dense, beta, g and the state dense throughout."""
-    q, k, v, *rest = tensors
-    rows = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    return *rows, *(None if x is None else x.contiguous() for x in rest)
+def _dense(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """The last dimension of q, k and v without gaps, the others without any."""
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    return q, k, v, beta.contiguous(), None if g is None else g.contiguous(), state.contiguous()
 
 
 def _forward(
@@ -578,7 +597,7 @@ def _backward(
 
     m, p, c = _launch_pairs(q, k, v, beta, g, size)
     _launch_scan(q, k, v, beta, m, p, c, state, u, states, size, read=False)
-    options = launch_options("_scan_back", key, value, v.dtype)
+    options = _options("_scan_back", q, v)
     _scan_back[batch * heads * triton.cdiv(value, options["BLOCK_V"]),](
         *(q, k, beta, c, m, p, do, dfinal, z, dv, dstates, dstate, time, heads),
         *_strides(q, k),
@@ -593,7 +612,7 @@ def _backward(
         K=key,
         V=value,
         SIZE=size,
-        **launch_options("_gradients", key, value, v.dtype),
+        **_options("_gradients", q, v),
     )
     return dq, dk, dv, dbeta, dg, dstate
 
@@ -611,7 +630,7 @@ def _launch_pairs(
         *_strides(q, k),
         K=key,
         SIZE=size,
-        **launch_options("_pairs", key, v.shape[-1], v.dtype),
+        **_options("_pairs", q, v),
     )
     return m, p, c
 
@@ -634,7 +653,7 @@ def _launch_scan(
     """Writes O and the final state into `out` and `states`, or U and the states of all chunks."""
     batch, time, heads, key = q.shape
     value = v.shape[-1]
-    options = launch_options("_scan", key, value, v.dtype)
+    options = _options("_scan", q, v)
     _scan[batch * heads * triton.cdiv(value, options["BLOCK_V"]),](
         *(q, k, v, beta, c, m, p, state, out, states, time, heads),
         *_strides(q, k, v),
@@ -646,14 +665,32 @@ def _launch_scan(
     )
 
 
-def launch_options(kernel: str, key: int, value: int, dtype: torch.dtype) -> dict[str, int]:
-    """Sizes of tiles and numbers of warps and stages: without spills on sm_80 and sm_90."""
+def launch_options(
+    kernel: str, key: int, value: int, dtype: torch.dtype, *, hopper: bool
+) -> dict[str, int]:
+    """Sizes of tiles, numbers of warps and stages: the largest tiles whose registers do not spill.
+
+    Hopper's matrix products read their operands from shared memory; earlier ones hold them in
+    registers, and those of float32 much more so.
+    """
     key, value = (max(16, triton.next_power_of_2(width)) for width in (key, value))
+    wide = dtype == torch.float32
     if kernel == "_pairs":
-        return {"BLOCK_K": min(key, 64), "num_warps": 4}
-    if kernel == "_gradients":
-        return {"BLOCK_K": min(key, 64), "BLOCK_V": min(value, 64), "num_warps": 8}
-    return {"BLOCK_K": key, "BLOCK_V": min(value, 32), "num_warps": 4}
+        blocks = {"BLOCK_K": 16 if wide else min(key, 64)}
+        warps = 8 if wide else 4
+    elif kernel == "_gradients":
+        blocks = {"BLOCK_K": min(key, 64 if hopper and not wide else 32)}
+        blocks["BLOCK_V"] = min(value, 32 if wide else 64)
+        warps = 8 if wide else 4
+    else:
+        blocks = {"BLOCK_K": key, "BLOCK_V": min(value, 16 if key > 128 else 32)}
+        warps = 4 if hopper and not wide else 8
+    return {**blocks, "num_warps": warps, "num_stages": 1 if wide else 2}
+
+
+def _options(kernel: str, q: Tensor, v: Tensor) -> dict[str, int]:
+    hopper = v.is_cuda and torch.cuda.get_device_capability(v.device)[0] >= 9
+    return launch_options(kernel, q.shape[-1], v.shape[-1], v.dtype, hopper=hopper)
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
