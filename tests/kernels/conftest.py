@@ -50,6 +50,17 @@ if find_spec("triton") is not None and os.environ["TRITON_INTERPRET"] == "1":
     _round_to_nearest()
 
 
+@pytest.fixture(autouse=True)
+def _device() -> Iterator[None]:
+    """With TRITON_INTERPRET=0 the tests' tensors, and so the kernels, are on the GPU."""
+    if os.environ["TRITON_INTERPRET"] == "1":
+        yield
+        return
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # unset, triton 3.9 warns
+    with torch.device("cuda"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def _triton() -> None:
     if find_spec("triton") is None:

@@ -107,6 +107,12 @@ def test_triton_equals_the_reference(
     )
 
 
+@pytest.mark.usefixtures("_triton", "nan_poisoned")
+def test_more_than_one_band_of_tiles() -> None:
+    inputs = make(1, 600, 4, 70)
+    assert_near(gradients("triton", inputs, None), gradients("reference", inputs, None), 5e-6)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.usefixtures("_triton", "nan_poisoned")
