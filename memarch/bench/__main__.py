@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -103,19 +103,19 @@ def _plot(options: argparse.Namespace) -> None:
     print(options.page)
 
 
-def _measure(options: argparse.Namespace, work: Callable[[], Document]) -> None:
-    """Run it and write what it found where the options say."""
+def _measure(options: argparse.Namespace, work: Callable[[], Iterable[Document]]) -> None:
+    """Run it; a file holds what was found so far, whatever happens afterwards."""
     if options.threads is not None:
         import torch
 
         torch.set_num_threads(options.threads)
     with document_only(options.json == STDOUT):
-        found = work()
+        for found in work():
+            whole = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+            if options.json not in (None, STDOUT):
+                Path(options.json).write_text(whole + "\n", encoding="utf-8")
     from memarch.bench.result import text
 
-    whole = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
-    if options.json not in (None, STDOUT):
-        Path(options.json).write_text(whole + "\n", encoding="utf-8")
     print(whole if options.json == STDOUT else text(found), flush=True)
     if options.plot is not None:
         from memarch.bench.plot import write_plot
@@ -227,7 +227,7 @@ def _common(parser: argparse.ArgumentParser, *, seconds: float) -> None:
         nargs="?",
         const=STDOUT,
         metavar="FILE",
-        help="print one JSON document and nothing else; with FILE, keep it there",
+        help="print one JSON document and nothing else; with FILE, keep it there, case by case",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE.html", help="bars of the ratios")
 

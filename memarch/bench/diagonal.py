@@ -8,7 +8,7 @@ all segments, so large batches train on fewer segments. Llama shapes: see `long_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from time import perf_counter
@@ -41,8 +41,8 @@ class Settings:
     """Time for one case; each candidate runs three times at least."""
 
 
-def run(settings: Settings, note: Callable[[str], None]) -> Document:
-    """Measure every case; `note` is told of each as it begins."""
+def run(settings: Settings, note: Callable[[str], None]) -> Iterator[Document]:
+    """What is found so far, after every case; `note` is told of each as it begins."""
     rows: list[Row] = []
     notes: list[str] = []
     start = perf_counter()
@@ -61,12 +61,13 @@ def run(settings: Settings, note: Callable[[str], None]) -> Document:
         case = f"{shape.label}, {memory}, {mode}, batch {batch}"
         note(f"[{number}/{total}, {duration(perf_counter() - start)}] {case}")
         rows += _case(case, model, shape, mode, batch, settings)
+        yield document("diagonal", settings.device, rows, notes)
     for number, shape in enumerate(long, start=len(cases) + 1):
         note(f"[{number}/{total}, {duration(perf_counter() - start)}] {shape.label}")
         found = long_input.measure(shape, settings.impl, settings.device, settings.seconds, note)
         rows += found.rows
         notes += found.notes
-    return document("diagonal", settings.device, rows, notes)
+        yield document("diagonal", settings.device, rows, notes)
 
 
 def _case(

@@ -18,7 +18,7 @@ size K.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -228,8 +228,8 @@ class Settings:
     """Time for one case; each candidate runs three times at least."""
 
 
-def run(settings: Settings, note: Callable[[str], None]) -> Document:
-    """Measure every operation; `note` is told of each as it begins."""
+def run(settings: Settings, note: Callable[[str], None]) -> Iterator[Document]:
+    """What is found so far, after every case; `note` is told of each as it begins."""
     device = settings.device
     sizes = LLAMA_1B if device.type == "cuda" else SMALL
     note("ceilings")
@@ -247,7 +247,7 @@ def run(settings: Settings, note: Callable[[str], None]) -> Document:
                 case.candidates(settings.compile, notes), device, seconds=settings.seconds
             )
             rows += case.rows(timed, bytes_rate, flops_rate)
-    return document("kernels", device, rows, notes)
+            yield document("kernels", device, rows, notes)
 
 
 class _Case:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from memarch import cli
-from memarch.bench import kernels, long_input, timing
+from memarch.bench import diagonal, kernels, long_input, timing
 from memarch.bench.shapes import MEMORIES, PRESETS, adapt
 from memarch.bench.timing import Timed, ratios, side_by_side
 from memarch.kernels import checks
@@ -170,6 +170,25 @@ def test_the_table_has_ratios_first_and_a_result_can_be_kept_and_drawn(
         text = drawn.read_text("utf-8")
         assert "diagonal over sequential" in text
         assert "cdn.plot" not in text.split("<body>")[1][:200]
+
+
+def test_what_was_found_before_a_failure_is_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = diagonal._case
+
+    def fails_at_batch_2(*arguments: Any) -> Any:
+        if arguments[4] == 2:
+            raise RuntimeError("out of memory")
+        return measure(*arguments)
+
+    monkeypatch.setattr(diagonal, "_case", fails_at_batch_2)
+    kept = tmp_path / "kept.json"
+    arguments = [*TINY, "--batch", 1, 2, "--memory", "armt", "--mode", "inference"]
+    code, _, err = run("diagonal", *arguments, "--json", kept)
+    assert code == 1
+    assert "out of memory" in err
+    check_document(json.loads(kept.read_text("utf-8")))
 
 
 @pytest.mark.parametrize(
