@@ -44,7 +44,9 @@ def specimens() -> set[str]:
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
             spec.loader.exec_module(module)
-            found |= {specimen.kernel for specimen in module.SPECIMENS}
+            for item in module.SPECIMENS:  # a specimen, or a pytest.param that holds one
+                specimen = item if isinstance(item, Specimen) else item.values[0]
+                found.add(specimen.kernel)
     return found
 
 
