@@ -50,6 +50,7 @@ def specimens() -> set[str]:
     return found
 
 
+@pytest.mark.usefixtures("_triton")
 def test_every_launched_kernel_is_a_specimen(repository: Path) -> None:
     missing = sorted(launched_kernels(repository) - specimens())
     assert not missing, f"add these to SPECIMENS in tests/kernels/test_<operation>.py: {missing}"
