@@ -53,7 +53,7 @@ def _has_slow_kernel(q: Tensor) -> bool:
 
 
 def _batched_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    rows, heads, length, size = q.shape
+    rows, heads, length, _ = q.shape
     q, k, v = (tensor.reshape(rows * heads, length, tensor.shape[-1]) for tensor in (q, k, v))
     future = q.new_full((length, length), -torch.inf).triu(1)
     weights = torch.baddbmm(future, q, k.mT, alpha=scale).softmax(dim=-1)

@@ -108,7 +108,9 @@ class Diagonal:
             top, carried = self._repeating(steady, self._hidden[0], carried)
             self._keep(carried)
         last = self._live[-1]
-        return top if last is not None and last.segment.answers else None
+        if last is None or not last.segment.answers:
+            return None
+        return top.clone()  # a part of the group's output, which it would keep
 
     def _steady_segment(self) -> Segment | None:
         """The one segment object that all cells of this step have, if it is one."""

@@ -27,6 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -47,6 +48,10 @@ PATIENCE = 3.0
 """Seconds after which no further round begins."""
 SHORT, LONG = 2, 6
 """Segments of the two layerwise runs."""
+
+
+_MET: WeakKeyDictionary[MemarchModel, dict[object, Times]] = WeakKeyDictionary()
+"""What this process has looked up for a model: its name alone costs milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,15 @@ def group_sizes(segments: int, layers: int) -> list[int]:
 
 def measured_times(model: MemarchModel, batch: int, how: How, *, layerwise: bool) -> Times:
     """The times of this model, from disk where they are known. `batch` rows, gradients as set."""
+    met = _MET.setdefault(model, {})
+    trained = tuple(weight.requires_grad for weight in model.parameters())
+    key = (batch, how, layerwise, _circumstances(model), trained)
+    if key not in met:
+        met[key] = _kept_times(model, batch, how, layerwise=layerwise)
+    return met[key]
+
+
+def _kept_times(model: MemarchModel, batch: int, how: How, *, layerwise: bool) -> Times:
     file, key = _file(), _key(model, batch, how, layerwise)
     known = _read(file)
     if key not in known:
@@ -204,11 +218,21 @@ def _key(model: MemarchModel, batch: int, how: How, layerwise: bool) -> str:
     config = model.backbone.config.to_dict()
     parts: list[Any] = [
         [_version(), torch.__version__, _device_name(model.device)],
-        [torch.get_num_threads(), str(model.dtype), _autocast(model.device), model.training],
-        [batch, torch.is_grad_enabled(), how.checkpoint, how.graphs, layerwise],
+        [*_circumstances(model), batch, how.checkpoint, how.graphs, layerwise],
         [spec, config, shapes],
     ]
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _circumstances(model: MemarchModel) -> tuple[int | str | bool | None, ...]:
+    return (
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        _autocast(model.device),
+        str(model.dtype),
+        str(model.device),
+        model.training,
+    )
 
 
 def _version() -> str:

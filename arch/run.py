@@ -33,6 +33,10 @@ class Run:
     """Auxiliary losses `[B]` that memories report."""
     _alike: dict[object, Segment] = field(default_factory=dict, init=False)
 
+    def __post_init__(self) -> None:
+        self.view = self.model.view
+        self._running_positions = self.model.positions == "input"
+
     def over(
         self,
         cuts: Iterable[Cut],
@@ -50,17 +54,15 @@ class Run:
         """
         wanted = Wanted(answers, write_last, uniform=schedule != "sequential")
         if self.model.outer_memories:
-            hidden = self._run_nested(cuts, state, wanted)
-        else:
-            hidden = self._run_cells(cuts, state, wanted, SCHEDULES[schedule])
-        return (torch.cat(hidden, dim=1) if answers else None), state
+            return self._run_nested(cuts, state, wanted), state
+        return self._run_cells(cuts, state, wanted, SCHEDULES[schedule]), state
 
     def work(self, cuts: Iterable[Cut], state: RunState, wanted: Wanted) -> Iterator[Work]:
         """The first layer's inputs, one segment at a time; `state` counts them."""
         longest = 0
         for index, (cut, last) in enumerate(_with_last(cuts)):
             frozen = last and not wanted.write_last
-            x = self.model.view.embed(cut.ids)
+            x = self.view.embed(cut.ids)
             role = Role(wanted.uniform or not frozen, wanted.answers, frozen)
             segment = self._cells_segment(cut, state, x, index, role)
             item = Work(self._place(x, segment), segment)
@@ -71,7 +73,7 @@ class Run:
 
     def _run_cells(
         self, cuts: Iterable[Cut], state: RunState, wanted: Wanted, schedule: Schedule
-    ) -> list[Tensor]:
+    ) -> Tensor | None:
         """Memories inside layers only: cells in any order that the schedule likes."""
         lengths: list[int] = []
 
@@ -83,10 +85,10 @@ class Run:
 
         work = self.work(noted(), state, wanted)
         outputs, state.layers = schedule(self.model.cells(), work, state.layers, self.how)
-        tops = zip(outputs, lengths, strict=True)
-        return [self.model.view.leave(h[:, :length]) for h, length in tops]
+        tops = [h[:, :length] for h, length in zip(outputs, lengths, strict=True)]
+        return self.view.leave(torch.cat(tops, dim=1)) if wanted.answers else None
 
-    def _run_nested(self, cuts: Iterable[Cut], state: RunState, wanted: Wanted) -> list[Tensor]:
+    def _run_nested(self, cuts: Iterable[Cut], state: RunState, wanted: Wanted) -> Tensor | None:
         """Memories around the stack: one segment after the other."""
         outputs = []
         for index, (cut, last) in enumerate(_with_last(cuts)):
@@ -99,20 +101,20 @@ class Run:
             stack: Stack = LayerStack(self, segment, state)
             for name, memory in reversed(self.model.outer_memories.items()):
                 stack = MemoryStack(stack, name, memory, segment, state.outer[name])
-            hidden = stack(self.model.view.embed(cut.ids), None if segment.full else segment.valid)
+            hidden = stack(self.view.embed(cut.ids), None if segment.full else segment.valid)
             if wanted.answers:
                 outputs.append(hidden)
             if not frozen:
                 _commit(stack, state)
                 self._count(cut, state)
-        return outputs
+        return torch.cat(outputs, dim=1) if wanted.answers else None
 
     def _cells_segment(
         self, cut: Cut, state: RunState, x: Tensor, index: int, role: Role
     ) -> Segment:
         """What cells may know of a segment: one object for all segments of which it is the same."""
         key = (cut.ids.shape, role, index == 0)
-        alike = cut.valid is None and self.model.positions == "segment"
+        alike = cut.valid is None and not self._running_positions
         if alike and key in self._alike:
             return self._alike[key]
         segment = replace(self._segment(cut, state), answers=role.answers, frozen=role.frozen)
@@ -145,7 +147,7 @@ class Run:
             valid = torch.cat([valid, real], dim=1)
             writing = slice(length, valid.shape[1])
         positions = self._positions(valid, segment.full, state)
-        rope = self.model.view.rope(x, positions)
+        rope = self.view.rope(x, positions)
         return replace(segment, valid=valid, positions=positions, rope=rope, write=writing)
 
     def _place(self, x: Tensor, segment: Segment) -> Tensor:
@@ -153,7 +155,7 @@ class Run:
         tokens = self.model.write_tokens
         if segment.write.stop and tokens is not None:
             x = torch.cat([x, tokens.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
-        return self.model.view.enter(x, segment.positions)
+        return self.view.enter(x, segment.positions)
 
     def _positions(self, valid: Tensor, full: bool, state: RunState) -> Tensor:
         """Positions `[1 or B, T]` of valid tokens: from 0 in each segment, or through the input."""
@@ -161,14 +163,14 @@ class Run:
             positions = torch.arange(valid.shape[1], device=valid.device).unsqueeze(0)
         else:
             positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
-        return (
-            positions + state.tokens.unsqueeze(1) if self.model.positions == "input" else positions
-        )
+        return positions + state.tokens.unsqueeze(1) if self._running_positions else positions
 
     def _count(self, cut: Cut, state: RunState) -> None:
-        valid, _ = cut.mask()
-        state.segments = state.segments + valid.any(dim=1).long()
-        state.tokens = state.tokens + valid.sum(dim=1)
+        if cut.valid is None:
+            state.segments, state.tokens = state.segments + 1, state.tokens + cut.ids.shape[1]
+        else:
+            state.segments = state.segments + cut.valid.any(dim=1).long()
+            state.tokens = state.tokens + cut.valid.sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -257,11 +259,11 @@ class LayerStack:
         how = How(checkpoint=self.run.how.checkpoint)
         cells, states = self.run.model.cells(), self.state.layers
         outputs, self.written = sequential(cells, [item], states, how)
-        return self.run.model.view.leave(outputs[0][:, : x.shape[1]])
+        return self.run.view.leave(outputs[0][:, : x.shape[1]])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The language model's head."""
-        logits: Tensor = self.run.model.view.head(hidden)
+        logits: Tensor = self.run.view.head(hidden)
         return logits
 
 

@@ -176,7 +176,7 @@ def test_inputs_are_checked() -> None:
         run(inputs | {"beta": inputs["beta"][:, :, 0]})
     with pytest.raises(ValueError, match=r"state must have shape \[B=2, H=2, K=6, V=5\]"):
         run(inputs | {"state": inputs["state"].mT})
-    with pytest.raises(ValueError, match="take float32, bfloat16 and float16, got torch.float64"):
+    with pytest.raises(ValueError, match=r"take float32, bfloat16 and float16, got torch\.float64"):
         run(inputs, impl="triton")
     with pytest.raises(ValueError, match="impl must be"):
         run(inputs, impl="cuda")
