@@ -63,8 +63,8 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 def _dot(x, y):
     """x y in x's dtype, added up in float32.
 
-    A float32 product has no tensor cores: each thread would hold whole rows of x and columns of y
-    in registers, so it runs over every 16th (or so) of them in a loop.
+    float32 has no tensor cores, and each thread holds its rows of x and columns of y in registers:
+    the product is the sum of a loop over products of 16 columns of x and 16 rows of y.
     """
     M: tl.constexpr = x.shape[0]
     N: tl.constexpr = y.shape[1]
@@ -220,7 +220,6 @@ def _pairs(
     chunk = tl.program_id(0).to(tl.int64)
     chunks = tl.cdiv(T, SIZE)
     row, start = chunk // chunks, chunk % chunks * SIZE
-    dtype = p.dtype.element_ty
     q = _head(q, row, H, q_b, q_h)
     k = _head(k, row, H, k_b, k_h)
 
@@ -228,8 +227,8 @@ def _pairs(
     qk = tl.zeros([SIZE, SIZE], tl.float32)
     for first in range(0, K, BLOCK_K):
         keys = first + tl.arange(0, BLOCK_K)
-        q_tile = _load_rows(q, start, q_t, T, keys, K, SIZE).to(dtype)
-        k_tile = _load_rows(k, start, k_t, T, keys, K, SIZE).to(dtype)
+        q_tile = _load_rows(q, start, q_t, T, keys, K, SIZE)
+        k_tile = _load_rows(k, start, k_t, T, keys, K, SIZE)
         kk += _dot(k_tile, tl.trans(k_tile))
         qk += _dot(q_tile, tl.trans(k_tile))
 
@@ -285,7 +284,6 @@ def _scan(
     keys = tl.arange(0, BLOCK_K)
     rows = tl.arange(0, SIZE)
     chunks = tl.cdiv(T, SIZE)
-    dtype = v.dtype.element_ty
     q = _head(q, row, H, q_b, q_h)
     k = _head(k, row, H, k_b, k_h)
     v = _head(v, row, H, v_b, v_h)
@@ -296,7 +294,7 @@ def _scan(
     for i in range(chunks):
         chunk = row * chunks + i
         start = tl.cast(i, tl.int64) * SIZE
-        k_tile = _load_rows(k, start, k_t, T, keys, K, SIZE).to(dtype)
+        k_tile = _load_rows(k, start, k_t, T, keys, K, SIZE)
         v_tile = _load_rows(v, start, v_t, T, columns, V, SIZE).to(tl.float32)
         b = tl.load(beta + (start + rows) * H, mask=start + rows < T, other=0.0).to(tl.float32)
 
@@ -306,7 +304,7 @@ def _scan(
             old *= tl.exp(sums)[:, None]
         u = _dot(tl.load(_square(m, chunk, SIZE)), b[:, None] * (v_tile - old))
         if READ:
-            o = _dot(_load_rows(q, start, q_t, T, keys, K, SIZE).to(dtype), s)
+            o = _dot(_load_rows(q, start, q_t, T, keys, K, SIZE), s)
             if c is not None:
                 o *= tl.exp(sums)[:, None]
             o += _dot(tl.load(_square(p, chunk, SIZE)), u)
@@ -357,7 +355,6 @@ def _scan_back(
     keys = tl.arange(0, BLOCK_K)
     rows = tl.arange(0, SIZE)
     chunks = tl.cdiv(T, SIZE)
-    dtype = do.dtype.element_ty
     q = _head(q, row, H, q_b, q_h)
     k = _head(k, row, H, k_b, k_h)
     beta += row // H * T * H + row % H
@@ -371,8 +368,8 @@ def _scan_back(
         chunk = row * chunks + i
         start = tl.cast(i, tl.int64) * SIZE
         _store_panel(dstates, ds, chunk, keys, columns, K, V)
-        q_tile = _load_rows(q, start, q_t, T, keys, K, SIZE).to(dtype)
-        k_tile = _load_rows(k, start, k_t, T, keys, K, SIZE).to(dtype)
+        q_tile = _load_rows(q, start, q_t, T, keys, K, SIZE)
+        k_tile = _load_rows(k, start, k_t, T, keys, K, SIZE)
         do_tile = _load_rows(do, start, H * V, T, columns, V, SIZE)
         b = tl.load(beta + (start + rows) * H, mask=start + rows < T, other=0.0).to(tl.float32)
 
@@ -488,11 +485,11 @@ def _gradients(
             zs *= tl.exp(sums)[:, None]
             uds *= tl.exp(last - sums)[:, None]
 
-        k_tile = _load_rows(k, start, k_t, T, keys, K, SIZE).to(dtype)
+        k_tile = _load_rows(k, start, k_t, T, keys, K, SIZE)
         k_wide = k_tile.to(tl.float32)
         dq_tile = dos + _dot(f, k_tile)
         _store_rows(dq + first * K, dq_tile, start, H * K, T, keys, K, SIZE)
-        q_tile = _load_rows(q, start, q_t, T, keys, K, SIZE).to(dtype)
+        q_tile = _load_rows(q, start, q_t, T, keys, K, SIZE)
         if c is not None:
             dc += tl.sum(q_tile.to(tl.float32) * dq_tile, axis=1)
             added += tl.sum(uds * k_wide)
@@ -526,6 +523,7 @@ def chunked(
     """
     if v.numel() == 0:
         return torch.zeros_like(v), state.float()
+    q, k = q.to(v.dtype), k.to(v.dtype)
     wanted = min(chunk_size, v.shape[1])
     size = min((16, 32, 64), key=lambda size: abs(size - wanted))
     outputs: tuple[Tensor, Tensor] = _Chunked.apply(q, k, v, beta, g, state, size)
