@@ -110,7 +110,12 @@ def run_study(
             "test_function": test_function,
         }
         _begin(folder, study_file, info)
-        return _Driver(folder, address, on_event).run(notes)
+        try:
+            return _Driver(folder, address, on_event).run(notes)
+        except SpecError:  # without a first trial it has not begun, and its name stays free
+            if not folder.records():
+                (folder.path / "study.json").unlink()
+            raise
 
 
 def resume_study(
@@ -235,11 +240,11 @@ class _Driver:
         )
         for note in notes:
             self.on_event(events.Notice(note))
-        self.tracking.open(self.info, self.records)
         try:
             with self._interruptible(signal.SIGINT):
                 if self._work_is_left():  # workers import while the databases open
                     self._pool().warm(self.usual_size, self.asking.planned)
+                self.tracking.open(self.info, self.records)
                 self._prepare()
                 with self._interruptible(signal.SIGTERM):  # Ray has a handler of its own
                     self._loop()

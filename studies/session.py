@@ -426,9 +426,10 @@ def train_settings(spec: Mapping[str, Any]) -> TrainSettings:
 
 def seed_of(spec: Mapping[str, Any], kind: str) -> int:
     """`model`: initial weights and whatever is random in training. `data`: equal for all trials of
-    a study, so that they see the same batches and the same questions."""
-    seeds = (spec.get("study") or {}).get("seeds") or {}
-    return int(seeds.get(kind) or 0)
+    a study, so that they see the same batches and the same questions. Of a study's list of model
+    seeds, one model outside of the study has the first."""
+    given = ((spec.get("study") or {}).get("seeds") or {}).get(kind) or 0
+    return int(given[0] if isinstance(given, list) else given)
 
 
 def default_device() -> torch.device:

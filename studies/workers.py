@@ -331,8 +331,10 @@ class Pool:
         needs = size.needs()
         for name, amount in needs.items():
             if name != "CPU" and amount > total.get(name, 0):
+                has = total.get(name, 0)
                 raise SpecError(
-                    f"a trial asks for {amount:g} of {name}, and Ray has {total.get(name, 0):g}",
+                    f"a trial asks for {amount:g} {name}, and Ray has {has:g}: ask for less, or "
+                    "join a cluster that has as much by --address",
                     path="resources",
                 )
         options = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from memarch import cli
+from memarch import cli, search_spaces
 from memarch.output import document_only
 
 Run = Callable[..., tuple[int, str, str]]
@@ -121,6 +121,16 @@ def test_one_set_takes_several_values() -> None:
     assert cli.spread_assignments(["--set", "a=1", "b.yaml"]) == ["--set", "a=1", "b.yaml"]
 
 
+@pytest.mark.parametrize(
+    "name", ["memory_size", "segment_length", "write_steps", "size_by_segment_by_steps"]
+)
+def test_a_study_that_ships_moves_to_a_gpu_by_one_set(name: str, run: Run) -> None:
+    file = Path(search_spaces.__path__[0]) / f"{name}.yaml"
+    flags = ["--set", "resources.gpus=1", "train.precision=bf16"]
+    code, out, err = run("validate", file, *flags, "--json")
+    assert (code, json.loads(out)["notes"]) == (0, []), err
+
+
 def test_storage_comes_from_the_option_the_environment_or_runs(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +222,14 @@ def test_plan_has_sizes_schedule_origins_and_an_estimate(run: Run, tmp_path: Pat
     assert [each["which"] for each in document["measured"]] == ["smallest", "largest"]
     assert document["estimate"]["seconds"][1] > 0
     assert document["trials"] == 2
+
+
+def test_a_plan_of_several_seeds_builds_with_the_first(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY)
+    code, out, err = run("plan", file, "--dry", "--json", "--set", "study.seeds.model=[3, 4]")
+    assert code == 0, err
+    assert json.loads(out)["trials"] == 2
 
 
 def test_train_then_eval(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

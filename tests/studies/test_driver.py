@@ -176,6 +176,15 @@ def test_a_name_is_used_once(searched, shared, tmp_path):
     assert run(file, shared, name="other", overrides=["study.budget.trials=1"]).name == "other"
 
 
+def test_a_study_that_asks_for_more_than_there_is_has_not_begun(shared, tmp_path):
+    file = write_study(tmp_path, name="greedy", budget="{trials: 1}")
+    with pytest.raises(SpecError, match=r"asks for 1000 GPU, and Ray has .* ask for less"):
+        run(file, shared, overrides=["resources.gpus=1000"])
+    assert "greedy" not in {study["name"] for study in list_studies(shared)}
+    assert run(file, shared).state == "complete"
+    assert list(mlflow_runs(shared, "greedy")[1]) == [0]
+
+
 def test_a_study_whose_folder_was_deleted_starts_anew(shared, tmp_path):
     file = write_study(tmp_path, name="deleted", budget="{trials: 3}", sampler="tpe")
     first = run(file, shared)
