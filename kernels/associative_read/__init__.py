@@ -58,9 +58,9 @@ def associative_read(
 
 
 def _triton(*arguments: Any) -> Tensor:
-    from memarch.kernels.associative_read import triton_kernels
+    from memarch.kernels.associative_read.triton_kernels import read
 
-    return triton_kernels.read(*arguments)
+    return read(*arguments)
 
 
 class _Read(torch.autograd.Function):

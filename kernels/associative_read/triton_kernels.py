@@ -7,7 +7,7 @@ divided by the denominators and added to x. Rows that have stored nothing have a
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -247,7 +247,8 @@ def shared_memory(device: torch.device) -> int:
     """Bytes that a program may hold, with room for what the compiler adds."""
     if device.type != "cuda":
         return 128 * 1024
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin - 16 * 1024
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin) - 16 * 1024
 
 
 def processors(x: Tensor) -> int:

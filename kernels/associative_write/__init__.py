@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from memarch.kernels.associative_write import reference
-from memarch.kernels.associative_write.reference import Addressed, Rule
+from memarch.kernels.associative_write.reference import Addressed
+from memarch.kernels.associative_write.reference import Rule as Rule
 from memarch.kernels.checks import Impl, check_shapes
 from memarch.kernels.feature_maps import FeatureMap
 from memarch.kernels.recall import check_features, resolve_recall, without_autocast
@@ -71,14 +72,14 @@ def associative_write(
         if weight is not None:
             weight = weight.detach()
             strength = weight if beta is None else beta * weight
-        state, tokens = (matrix, normalizer), (keys, values, strength, weight, empty)
-        settings = (feature_map, rule, correction)
+        arguments: Any = (matrix, normalizer, keys, values, strength, weight, empty)
+        arguments += (feature_map, rule, correction)
         if torch.is_grad_enabled() and any(x.requires_grad for x in present):
-            new: tuple[Tensor, Tensor] = _Write.apply(*state, *tokens, *settings, chosen)
+            new: tuple[Tensor, Tensor] = _Write.apply(*arguments, chosen)
             return new
         if chosen == "triton":
-            return _triton(*state, *tokens, *settings)[:2]
-        return reference.write(*state, *tokens, *settings)
+            return _triton(*arguments)[:2]
+        return reference.write(*arguments)
 
 
 def _check_rule(rule: str, beta: Tensor | None, correction: bool) -> None:
@@ -92,9 +93,9 @@ def _check_rule(rule: str, beta: Tensor | None, correction: bool) -> None:
 
 
 def _triton(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    from memarch.kernels.associative_write import triton_kernels
+    from memarch.kernels.associative_write.triton_kernels import write
 
-    return triton_kernels.write(*arguments)
+    return write(*arguments)
 
 
 class _Write(torch.autograd.Function):
@@ -117,13 +118,13 @@ class _Write(torch.autograd.Function):
         state, tokens = (matrix, normalizer), (keys, values, strength, weight, empty)
         addressed: tuple[Tensor | None, ...] = ()
         if chosen == "triton":
-            *new, gain = _triton(*state, *tokens, name, rule, correction)
+            new_matrix, new_normalizer, gain = _triton(*state, *tokens, name, rule, correction)
         else:
             addressed = reference.address(*state, keys, values, empty, name, rule)
             gain = reference.gains(addressed, weight, correction)
-            new = reference.store(*state, addressed, strength, gain)
+            new_matrix, new_normalizer = reference.store(*state, addressed, strength, gain)
         ctx.save_for_backward(*state, keys, values, strength, empty, gain, *addressed)
-        return new[0], new[1]
+        return new_matrix, new_normalizer
 
     @staticmethod
     def backward(ctx: Any, of_matrix: Tensor, of_normalizer: Tensor) -> tuple[Tensor | None, ...]:

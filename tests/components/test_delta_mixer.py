@@ -251,5 +251,5 @@ def test_settings() -> None:
     assert build({"heads": 3, "head_dim_k": 2, "head_dim_v": 4}).channels == 24
     with pytest.raises(ValidationError, match="window"):
         build({"window": 4})
-    with pytest.raises(ValueError, match="no Triton implementation"):
+    with pytest.raises(ValueError, match="take float32, bfloat16 and float16"):
         run(build({}, impl="triton"), torch.zeros(1, 2, HIDDEN, dtype=torch.float64))
