@@ -69,12 +69,13 @@ class Group:
         self.layers = list(layers)
         self.template = _share_parameters(cells[0])
         self._bound = (0, 0)
-        names = [name for name, module in cells[0].named_modules() if isinstance(module, LEAVES)]
         self._leaves: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
-        for name in names:
-            owners = [cell.get_submodule(name) for cell in cells]
-            leaf = _stacked_leaf(self.template, name)
-            self._leaves.append((leaf, {key: _stack(owners, key) for key in ("weight", "bias")}))
+        modules = [dict(cell.named_modules()) for cell in cells]
+        for name, module in modules[0].items():
+            if isinstance(module, LEAVES):
+                owners, leaf = [own[name] for own in modules], _stacked_leaf(self.template, name)
+                stacked = {key: _stack(owners, key) for key in ("weight", "bias")}
+                self._leaves.append((leaf, stacked))
 
     def run(
         self, start: int, stop: int, x: Tensor, states: dict[str, State], segment: Segment
@@ -89,8 +90,8 @@ class Group:
         everything = (start, stop) == (0, len(self.layers))
         for leaf, stacked in self._leaves:
             for key, value in stacked.items():
-                if value is not None:
-                    setattr(leaf, key, value if everything else value[start:stop])
+                if value is not None:  # no parameter, so Module.__setattr__ need not look
+                    object.__setattr__(leaf, key, value if everything else value[start:stop])
         self._bound = (start, stop)
 
 
@@ -109,7 +110,9 @@ def _signature(cell: Cell, index: int) -> object:
     parts: list[object] = []
     for name, module in cell.named_modules():
         own = tuple(
-            (key, value.shape, value.dtype) for key, value in module.named_parameters(recurse=False)
+            (key, value.shape, value.dtype)
+            for key, value in module._parameters.items()
+            if value is not None
         )
         if own and not isinstance(module, LEAVES):
             return index

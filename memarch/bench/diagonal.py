@@ -90,6 +90,7 @@ def _case(
             with torch.set_grad_enabled(mode == "training"):
                 plan = models[name].resolved_schedule(batch, ids.shape[1])
             found["chose"], found["reason"] = plan.schedule, plan.reason
+            found["choice_of_best"] = best / timed[plan.schedule].median
             found["share_of_best"] = best / timed[name].median
         rows.append(found)
     return rows

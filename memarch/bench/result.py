@@ -77,7 +77,8 @@ def duration(seconds: float) -> str:
 
 _REMARKS = {
     "chose": "chose {}",
-    "share_of_best": "{:.2f} of the best",
+    "choice_of_best": "{:.2f} of the best",
+    "share_of_best": "its own run {:.2f}",
     "speedup_over_best": "{:.2f}x the best other",
     "baseline_error": "baseline's error {:.2g}",
     "candidate_error": "error {:.2g}",

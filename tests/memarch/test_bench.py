@@ -80,6 +80,7 @@ def test_every_order_that_a_memory_allows_is_compared_with_the_sequential_one(ru
             assert row["chose"] in {"sequential", *orders["deltanet"]}
             assert row["reason"]
             assert row["share_of_best"] > 0
+            assert 0 < row["choice_of_best"] <= 1
     assert "[8/8" in err, "progress goes to stderr"
 
 
