@@ -11,15 +11,18 @@ def grouped_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None
 ) -> Tensor:
     """The definition."""
-    groups, size, outputs = weight.shape
-    y = product(x.reshape(groups, -1, size), weight, bias).view(*x.shape[:-1], outputs)
+    y = batched_product(x, weight, bias)
     if activation is not None:
         y = F.silu(y) if activation == "silu" else F.gelu(y)
     return y if residual is None else y + residual
 
 
-def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows `[G, R, I]` times weight `[G, I, O]`, plus bias `[G, O]`."""
+def batched_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x `[N, ..., I]` times weight `[G, I, O]`, plus bias `[G, O]`."""
+    groups, size, outputs = weight.shape
+    rows = x.reshape(groups, -1, size)
     if bias is None:
-        return torch.bmm(rows, weight)
-    return torch.baddbmm(bias.unsqueeze(1), rows, weight)
+        y = torch.bmm(rows, weight)
+    else:
+        y = torch.baddbmm(bias.unsqueeze(1), rows, weight)
+    return y.view(*x.shape[:-1], outputs)

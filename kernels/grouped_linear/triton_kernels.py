@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from memarch.kernels.grouped_linear.reference import product
+from memarch.kernels.grouped_linear.reference import batched_product
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -102,7 +102,9 @@ class _GroupedLinear(torch.autograd.Function):
         rows, weight, bias = ctx.saved_tensors
         dz = dy
         if ctx.activation is not None:
-            dz = dy * _slope(product(rows, weight, bias).float(), ctx.activation).to(dy.dtype)
+            dz = dy * _slope(batched_product(rows, weight, bias).float(), ctx.activation).to(
+                dy.dtype
+            )
         for_rows, for_weight, for_bias, _, for_residual = ctx.needs_input_grad
         return (
             torch.bmm(dz, weight.mT) if for_rows else None,
