@@ -31,7 +31,7 @@ EPS = 1e-5
 
 def denominators(features: Tensor, normalizer: Tensor, empty: Tensor, infinity: float) -> Tensor:
     """den; in rows where `empty` `[N]`, infinity with the sign that the caller wants."""
-    offset = torch.where(empty, infinity, EPS).to(features.dtype).view(-1, 1, 1)
+    offset = features.new_full((1, 1, 1), EPS).masked_fill(empty.view(-1, 1, 1), infinity)
     z = normalizer.to(features.dtype).unsqueeze(1)
     return torch.baddbmm(offset, z, features.mT).mT
 

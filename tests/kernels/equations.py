@@ -1,0 +1,49 @@
+"""What the tests of the associative operations share: phi from its equation, near and no worse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from memarch.kernels.feature_maps import FeatureMap
+
+Inputs = dict[str, Tensor]
+MAPS: tuple[FeatureMap, ...] = ("dpfp1", "dpfp2", "dpfp3", "elu1", "relu", "softmax")
+EPS = 1e-5
+
+
+def phi(x: Tensor, name: FeatureMap) -> Tensor:
+    """Features `[F]` of one vector `[d]`."""
+    if name == "softmax":
+        return x.exp() / x.exp().sum()
+    if name == "relu":
+        return torch.where(x > 0, x, 0)
+    if name == "elu1":
+        return torch.where(x > 0, x + 1, x.exp())
+    r = torch.cat([x, -x]).clamp(min=0)
+    size, nu = len(r), int(name[-1])
+    return torch.stack([r[i] * r[(i - j) % size] for j in range(1, nu + 1) for i in range(size)])
+
+
+def rms(x: Tensor) -> Tensor:
+    return x.double().square().mean().sqrt()
+
+
+def assert_near(found: Inputs, truth: Inputs, tolerance: float) -> None:
+    """The largest difference is at most this part of the truth's largest number."""
+    assert found.keys() == truth.keys()
+    for name, true in truth.items():
+        assert found[name].shape == true.shape, name
+        if true.numel():
+            limit = tolerance * max(1.0, true.abs().max())
+            assert (found[name] - true).abs().max() <= limit, name
+
+
+def assert_no_worse(found: Inputs, other: Inputs, truth: Inputs) -> None:
+    """At most twice the other's distance from the truth, at its largest and on the whole."""
+    assert found.keys() == other.keys() == truth.keys()
+    for name, true in truth.items():
+        assert found[name].dtype == other[name].dtype, name
+        mine, theirs = found[name].double() - true, other[name].double() - true
+        assert rms(mine) <= 2 * rms(theirs), name
+        assert mine.abs().max() <= 2 * theirs.abs().max(), name
