@@ -72,13 +72,15 @@ class Group:
         self.layers = list(layers)
         self.template = _share_parameters(cells[0])
         self._bound = (0, 0)
-        self._leaves: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
+        self._weights: list[tuple[nn.Module, str, list[nn.Module], Tensor]] = []
+        """Leaf, `weight` or `bias`, its owners, and theirs stacked."""
         modules = [dict(cell.named_modules()) for cell in cells]
         for name, module in modules[0].items():
             if isinstance(module, LEAVES):
                 owners, leaf = [own[name] for own in modules], _stacked_leaf(self.template, name)
-                stacked = {key: _stack(owners, key) for key in ("weight", "bias")}
-                self._leaves.append((leaf, stacked))
+                for key in ("weight", "bias"):
+                    if getattr(owners[0], key, None) is not None:
+                        self._weights.append((leaf, key, owners, _stack(owners, key)))
 
     def run(
         self, start: int, stop: int, x: Tensor, states: dict[str, State], segment: Segment
@@ -91,10 +93,12 @@ class Group:
 
     def _bind(self, start: int, stop: int) -> None:
         everything = (start, stop) == (0, len(self.layers))
-        for leaf, stacked in self._leaves:
-            for key, value in stacked.items():
-                if value is not None:  # no parameter, so Module.__setattr__ need not look
-                    object.__setattr__(leaf, key, value if everything else value[start:stop])
+        for leaf, key, owners, value in self._weights:
+            if not everything and value.requires_grad and torch.is_grad_enabled():
+                value = _stack(owners[start:stop], key)  # a slice's gradient has zeros for the rest
+            elif not everything:
+                value = value[start:stop]
+            object.__setattr__(leaf, key, value)  # no parameter: Module's own need not look
         self._bound = (start, stop)
 
 
@@ -153,9 +157,7 @@ def _stacked_leaf(template: Cell, name: str) -> nn.Module:
     return new
 
 
-def _stack(owners: Sequence[nn.Module], key: str) -> Tensor | None:
-    if getattr(owners[0], key, None) is None:
-        return None
+def _stack(owners: Sequence[nn.Module], key: str) -> Tensor:
     values: list[Tensor] = [getattr(owner, key) for owner in owners]
     stacked = values[0].unsqueeze(0) if len(values) == 1 else torch.stack(values)
     return stacked.mT if key == "weight" and isinstance(owners[0], nn.Linear) else stacked
