@@ -51,7 +51,7 @@ def add_product(total: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> Ten
     """total + alpha x y, in total's type."""
     if total.dtype == x.dtype:
         return torch.baddbmm(total, x, y, alpha=alpha)
-    return torch.add(total, torch.bmm(x, y), alpha=alpha)
+    return torch.add(total, torch.bmm(x, y), alpha=alpha).to(total.dtype)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:

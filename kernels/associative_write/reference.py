@@ -85,7 +85,7 @@ def store(
     update = _scaled(addressed.errors, strength)
     matrix = add_product(matrix, features.mT, update)
     if gain is None:
-        return matrix, normalizer + features.sum(1)
+        return matrix, (normalizer + features.sum(1)).to(normalizer.dtype)
     added = add_product(normalizer.unsqueeze(1), gain.to(features.dtype).mT, features)
     return matrix, added.squeeze(1)
 

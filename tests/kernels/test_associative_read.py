@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ahead_of_time import Resources, Specimen
-from equations import EPS, MAPS, Inputs, assert_near, assert_no_worse, phi
+from associative import EPS, LAYOUTS, MAPS, Inputs, assert_near, assert_no_worse, double, phi
 from torch import Tensor
 
 from memarch.kernels.associative_read import associative_read
@@ -30,13 +29,6 @@ def make(
     }
     empty = torch.arange(rows) == 1
     return {key: tensor.to(dtype) for key, tensor in inputs.items()} | {"empty": empty}
-
-
-def double(inputs: Inputs) -> Inputs:
-    return {
-        key: tensor.double() if tensor.is_floating_point() else tensor
-        for key, tensor in inputs.items()
-    }
 
 
 def gradients(
@@ -171,33 +163,13 @@ def test_types_may_differ(wide: tuple[str, ...]) -> None:
     assert_no_worse(found, gradients(reference, inputs, "dpfp3"), truth)
 
 
-def columns(x: Tensor) -> Tensor:
-    return x.repeat_interleave(2, dim=-1)[..., ::2]
-
-
-def transposed(x: Tensor) -> Tensor:
-    return x.transpose(0, 1).contiguous().transpose(0, 1)
-
-
-def turned(x: Tensor) -> Tensor:
-    return x.mT.contiguous().mT
-
-
-def shared(x: Tensor) -> Tensor:
-    return x[:1].expand_as(x)
-
-
-def part(x: Tensor) -> Tensor:
-    return torch.nn.functional.pad(x, (2, 3), value=torch.nan)[..., 2:-3]
-
-
-@pytest.mark.parametrize("lay", [columns, transposed, turned, shared, part])
+@pytest.mark.parametrize("lay", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("moved", [*NAMES, "all"])
 @pytest.mark.usefixtures("_triton", "nan_poisoned")
 def test_inputs_may_lie_anywhere(moved: str, lay: Callable[[Tensor], Tensor]) -> None:
     inputs = make(3, 9, 33, 8, "dpfp2")
     inputs |= {key: lay(inputs[key]) for key in NAMES if moved in (key, "all")}
-    inputs["empty"] = columns(inputs["empty"])
+    inputs["empty"] = LAYOUTS["gaps"](inputs["empty"])
     contiguous = {key: tensor.contiguous() for key, tensor in inputs.items()}
     expected = gradients(triton, contiguous, "dpfp2")
     assert_near(expected, gradients(reference, double(inputs), "dpfp2"), 3e-6)

@@ -1,15 +1,26 @@
-"""What the tests of the associative operations share: phi from its equation, near and no worse."""
+"""What the tests of the associative operations share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from memarch.kernels.feature_maps import FeatureMap
 
 Inputs = dict[str, Tensor]
 MAPS: tuple[FeatureMap, ...] = ("dpfp1", "dpfp2", "dpfp3", "elu1", "relu", "softmax")
 EPS = 1e-5
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gaps": lambda x: x.repeat_interleave(2, dim=-1)[..., ::2],
+    "rows second": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "turned": lambda x: x.mT.contiguous().mT,
+    "one row": lambda x: x[:1].expand_as(x),
+    "columns": lambda x: F.pad(x, (2, 3), value=torch.nan)[..., 2:-3],
+}
+"""The same numbers, or one row's, elsewhere."""
 
 
 def phi(x: Tensor, name: FeatureMap) -> Tensor:
@@ -23,6 +34,13 @@ def phi(x: Tensor, name: FeatureMap) -> Tensor:
     r = torch.cat([x, -x]).clamp(min=0)
     size, nu = len(r), int(name[-1])
     return torch.stack([r[i] * r[(i - j) % size] for j in range(1, nu + 1) for i in range(size)])
+
+
+def double(inputs: Inputs) -> Inputs:
+    return {
+        key: tensor.double() if tensor.is_floating_point() else tensor
+        for key, tensor in inputs.items()
+    }
 
 
 def rms(x: Tensor) -> Tensor:
