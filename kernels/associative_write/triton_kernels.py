@@ -30,6 +30,9 @@ from memarch.kernels.associative_write.reference import Rule
 from memarch.kernels.feature_maps import FeatureMap
 from memarch.kernels.recall import EPS
 
+THREADS = 256
+"""Of a program."""
+
 
 @triton.jit
 def _load_scalars(x, row, begin, exists, num_tokens, M: tl.constexpr):
@@ -295,7 +298,7 @@ def write(
                 BLOCK_TOKENS=blocks.tokens,
                 BLOCK_FEATURES=blocks.features,
                 BLOCK_WIDTH=blocks.width,
-                num_warps=8,
+                num_warps=THREADS // 32,
                 num_stages=1,
             )
     return new_matrix, new_normalizer, weight if gain is None else gain
@@ -310,19 +313,25 @@ class Blocks(NamedTuple):
 
 
 def _choose_blocks(matrix: Tensor, num_tokens: int, dtype: torch.dtype) -> Blocks:
-    """phi and A in shared memory, A' in at most 128 registers a thread."""
+    """phi and A in shared memory; A' in registers, beside a tile of phi and what makes it.
+
+    A thread has 255 registers. Products in float32 keep their factors there too.
+    """
     rows, num_features, width = matrix.shape
     narrow = dtype.itemsize == 2
     features = block_features(num_features, 128 if narrow else 32)
-    tokens = clamp_block(num_tokens, 128 if narrow else 32)
-    block_width = clamp_block(width, 64 if narrow else 32)
     held = triton.cdiv(num_features, features) * features
-    limit = shared_memory(matrix.device)
-    while (tokens + block_width) * held * dtype.itemsize > limit and tokens > 16:
-        tokens //= 2
+    block_width = clamp_block(width, 64 if narrow else 32)
     while block_width > 16 and (
-        held * block_width > 128 * 256
+        held * block_width > (128 if narrow else 32) * THREADS
         or rows * triton.cdiv(width, block_width) < processors(matrix)
     ):
         block_width //= 2
+    tokens = clamp_block(num_tokens, 128 if narrow else 32)
+    limit = shared_memory(matrix.device)
+    while tokens > 16 and (
+        (tokens + block_width) * held * dtype.itemsize > limit
+        or held * block_width + 5 * tokens * features > 240 * THREADS
+    ):
+        tokens //= 2
     return Blocks(tokens, features, block_width)

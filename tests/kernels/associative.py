@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -65,3 +69,16 @@ def assert_no_worse(found: Inputs, other: Inputs, truth: Inputs) -> None:
         mine, theirs = found[name].double() - true, other[name].double() - true
         assert rms(mine) <= 2 * rms(theirs), name
         assert mine.abs().max() <= 2 * theirs.abs().max(), name
+
+
+def on_gpu(kernels: ModuleType, arch: int) -> AbstractContextManager[Any]:
+    """The module's blocks are chosen as on an A100 (sm_80) or H100 (sm_90)."""
+    shared, processors = {80: (147, 108), 90: (211, 132)}[arch]
+    return mock.patch.multiple(
+        kernels, shared_memory=lambda _: shared * 1024, processors=lambda _: processors
+    )
+
+
+def sizes(**numbers: int) -> dict[str, str]:
+    """Types of a launch's integers."""
+    return {name: "i32" if number % 16 else "i32:16" for name, number in numbers.items()}

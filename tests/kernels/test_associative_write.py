@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
-from associative import EPS, LAYOUTS, MAPS, Inputs, assert_near, assert_no_worse, double, phi
+from ahead_of_time import Resources, Specimen
+from associative import (
+    EPS,
+    LAYOUTS,
+    MAPS,
+    Inputs,
+    assert_near,
+    assert_no_worse,
+    double,
+    on_gpu,
+    phi,
+    sizes,
+)
 from torch import Tensor
 
 from memarch.kernels.associative_write import associative_write
@@ -176,15 +189,13 @@ def test_the_reference_is_differentiable_twice(name: FeatureMap, setting: Settin
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes", "setting"),
+    ("name", "shape", "setting"),
     [
         # tokens, width, d
         ("dpfp3", (1, 5, 3), SETTINGS[0]),
         ("dpfp3", (33, 65, 16), SETTINGS[0]),
-        ("dpfp3", (7, 33, 16), SETTINGS[1]),
-        ("dpfp3", (65, 33, 5), SETTINGS[4]),
-        ("dpfp3", (33, 33, 16), SETTINGS[8]),
-        ("dpfp2", (7, 33, 3), SETTINGS[2]),
+        ("dpfp3", (65, 5, 5), SETTINGS[4]),
+        ("dpfp2", (7, 33, 3), SETTINGS[1]),
         ("dpfp2", (33, 5, 16), SETTINGS[5]),
         ("dpfp1", (33, 5, 16), SETTINGS[3]),
         ("dpfp1", (7, 65, 1), SETTINGS[9]),
@@ -200,10 +211,10 @@ def test_the_reference_is_differentiable_twice(name: FeatureMap, setting: Settin
 )
 @pytest.mark.usefixtures("_triton", "nan_poisoned")
 def test_triton_equals_the_reference(
-    name: FeatureMap, sizes: tuple[int, int, int], setting: Setting
+    name: FeatureMap, shape: tuple[int, int, int], setting: Setting
 ) -> None:
     """With gradients and without them."""
-    inputs = make(3, *sizes, name, setting)
+    inputs = make(3, *shape, name, setting)
     found = gradients(triton, inputs, name, setting)
     assert_near(found, gradients(reference, double(inputs), name, setting), 3e-6)
     new = write(triton, inputs, name, setting)
@@ -231,8 +242,8 @@ def test_the_old_state_of_an_empty_row_recalls_nothing() -> None:
         assert not torch.allclose(matrix[0], expected[0][0])
 
 
-@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[5], SETTINGS[8]], ids=str)
-@pytest.mark.parametrize("name", ["dpfp3", "elu1", "relu"])
+@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[8]], ids=str)
+@pytest.mark.parametrize("name", ["dpfp3", "elu1"])
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.usefixtures("_triton", "nan_poisoned")
 def test_triton_is_no_worse_than_the_reference_in_low_precision(
@@ -265,16 +276,14 @@ def test_types_may_differ(wide: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("lay", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("moved", [*LEAVES, "weight", "all"])
+@pytest.mark.parametrize("moved", ["matrix", "values", "normalizer", "all"])
 @pytest.mark.usefixtures("_triton", "nan_poisoned")
 def test_inputs_may_lie_anywhere(moved: str, lay: Callable[[Tensor], Tensor]) -> None:
     inputs = make(3, 9, 33, 8, "dpfp2")
     inputs |= {key: lay(inputs[key]) for key in (*LEAVES, "weight") if moved in (key, "all")}
     inputs["empty"] = LAYOUTS["gaps"](inputs["empty"])
-    contiguous = {key: tensor.contiguous() for key, tensor in inputs.items()}
-    expected = gradients(triton, contiguous, "dpfp2")
-    assert_near(expected, gradients(reference, double(inputs), "dpfp2"), 3e-6)
-    assert_near(gradients(triton, inputs, "dpfp2"), expected, 1e-6)
+    expected = gradients(reference, double(inputs), "dpfp2")
+    assert_near(gradients(triton, inputs, "dpfp2"), expected, 3e-6)
 
 
 @pytest.mark.parametrize("wanted", LEAVES)
@@ -311,15 +320,15 @@ def test_second_derivatives_agree(name: FeatureMap, setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[9]], ids=str)
-@pytest.mark.parametrize("sizes", [(0, 2, 4), (2, 0, 4), (2, 3, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 2, 4), (2, 0, 4), (2, 3, 0)], ids=str)
 @pytest.mark.usefixtures("_triton", "nan_poisoned")
-def test_nothing_to_do(sizes: tuple[int, int, int], setting: Setting) -> None:
+def test_nothing_to_do(shape: tuple[int, int, int], setting: Setting) -> None:
     """No rows, no tokens, no width."""
-    inputs = make(*sizes, 3, "dpfp1", setting)
+    inputs = make(*shape, 3, "dpfp1", setting)
     expected = gradients(reference, inputs, "dpfp1", setting)
     assert_near(gradients(triton, inputs, "dpfp1", setting), expected, 1e-6)
     assert all(not tensor.isnan().any() for tensor in expected.values())
-    if sizes[1] == 0:
+    if shape[1] == 0:
         assert torch.equal(expected["matrix"], inputs["matrix"])
         assert torch.equal(expected["normalizer"], inputs["normalizer"])
 
@@ -362,3 +371,69 @@ def test_what_does_not_fit_is_an_error(wrong: dict[str, Any], message: str) -> N
     given = make(2, 3, 5, 2, "dpfp3") | settings
     with pytest.raises(ValueError, match=f"associative_write: .*{message}"):
         associative_write(**(given | wrong))
+
+
+KINDS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def specimen(
+    kind: str, state: str, rows: int, tokens: int, width: int, d: int, name: FeatureMap, arch: int
+) -> Specimen:
+    """A corrected delta write with weights, of keys in `kind`, to A and z in `state`."""
+    from memarch.kernels.associative_write import triton_kernels
+
+    features = num_features(name, d)
+    with on_gpu(triton_kernels, arch):
+        matrix = torch.empty(rows, features, width, device="meta")
+        blocks = triton_kernels._choose_blocks(matrix, tokens, KINDS[kind])
+    tensors = dict.fromkeys(("keys", "values", "strength", "weight"), f"*{kind}")
+    state_names = ("matrix", "normalizer", "new_matrix", "new_normalizer")
+    tensors |= dict.fromkeys(state_names, f"*{state}") | {"empty": "*i1", "gain": "*fp32"}
+    constants = {
+        "EPS": EPS,
+        "RULE": "delta",
+        "MAP": triton_kernels.kind(name),
+        "d": d,
+        "num_features": features,
+        "MASKED": tokens % blocks.tokens > 0 or features % blocks.features > 0,
+        "BLOCK_TOKENS": blocks.tokens,
+        "BLOCK_FEATURES": blocks.features,
+        "BLOCK_WIDTH": blocks.width,
+    }
+    numbers = sizes(
+        num_tokens=tokens,
+        width=width,
+        matrix_row=features * width,
+        matrix_feature=width,
+        normalizer_row=features,
+        values_row=tokens * width,
+        values_token=width,
+    )
+    warps = triton_kernels.THREADS // 32
+    return Specimen(
+        f"{triton_kernels.__name__}:_write", tensors | numbers, constants, warps, num_stages=1
+    )
+
+
+def specimens() -> Iterator[Any]:
+    for label, *launch in (
+        ("D 2048", "bf16", "bf16", 8, 128, 2048, 64, "dpfp3"),
+        ("D 128", "bf16", "bf16", 8, 8, 128, 16, "dpfp3"),
+        ("D 256, float32", "fp32", "fp32", 8, 8, 256, 16, "dpfp3"),
+        ("state in float32", "bf16", "fp32", 64, 128, 2048, 64, "elu1"),
+    ):
+        for arch in (80, 90):
+            yield pytest.param(specimen(*launch, arch), arch, id=f"{label}, sm{arch}")
+
+
+SPECIMENS = list(specimens()) if find_spec("triton") is not None else []
+
+
+@pytest.mark.parametrize(("specimen", "arch"), SPECIMENS)
+def test_compiles_ahead_of_time(
+    specimen: Specimen, arch: int, compile_ahead: Callable[[Specimen, int], Resources]
+) -> None:
+    """Hopper keeps a few addresses out of registers that A' and a tile of phi fill."""
+    resources = compile_ahead(specimen, arch)
+    assert resources.spills <= {80: 0, 90: 40}[arch]
+    assert resources.shared <= {80: 163, 90: 227}[arch] * 1024
