@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from memarch.arch.cells import Cell
+from memarch.arch.late_gradients import LateGradient
 from memarch.components.leaves import RMSNorm, ShortConv, Vector
 from memarch.components.memory import Segment, State
 from memarch.kernels.checks import Impl
@@ -38,6 +39,7 @@ class StackedLinear(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    late: LateGradient | None
 
     def __init__(self, impl: Impl) -> None:
         super().__init__()
@@ -47,7 +49,13 @@ class StackedLinear(nn.Module):
         """Each map on its share of the rows; shapes are right by construction."""
         if self.impl == "triton":
             return grouped_linear(x, self.weight, self.bias, impl=self.impl)
-        return batched_product(x, self.weight, self.bias)
+        if self.late is None or torch.is_autocast_enabled(x.device.type):
+            return batched_product(x, self.weight, self.bias)
+        groups, size, outputs = self.weight.shape
+        y = self.late.product(x.reshape(groups, -1, size))
+        if self.bias is not None:
+            y = y + self.bias.unsqueeze(1)
+        return y.view(*x.shape[:-1], outputs)
 
 
 class StackedLayerNorm(nn.Module):
@@ -74,6 +82,7 @@ class Group:
         self._bound = (0, 0)
         self._weights: list[tuple[nn.Module, str, list[nn.Module], Tensor]] = []
         """Leaf, `weight` or `bias`, its owners, and theirs stacked."""
+        self._late: dict[nn.Module, LateGradient] = {}
         modules = [dict(cell.named_modules()) for cell in cells]
         for name, module in modules[0].items():
             if isinstance(module, LEAVES):
@@ -99,7 +108,18 @@ class Group:
             elif not everything:
                 value = value[start:stop]
             object.__setattr__(leaf, key, value)  # no parameter: Module's own need not look
+            if isinstance(leaf, StackedLinear) and key == "weight":
+                leaf.late = self._late_gradient(leaf, value, kept=everything)
         self._bound = (start, stop)
+
+    def _late_gradient(self, leaf: nn.Module, weight: Tensor, *, kept: bool) -> LateGradient | None:
+        if not (weight.requires_grad and torch.is_grad_enabled()):
+            return None
+        if not kept:
+            return LateGradient(weight)
+        if leaf not in self._late:
+            self._late[leaf] = LateGradient(weight)
+        return self._late[leaf]
 
 
 def group_cells(cells: Sequence[Cell]) -> list[Group]:
