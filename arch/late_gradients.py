@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = 1024
+ROWS = 256
 """Of one cell; as many are held before they become a part of the gradient."""
 
 

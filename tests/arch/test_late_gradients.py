@@ -10,7 +10,7 @@ from memarch.arch import late_gradients
 from memarch.arch.late_gradients import LateGradient
 
 
-@pytest.fixture(params=[1024, 5, 1], ids=["one product", "several", "each its own"])
+@pytest.fixture(params=[256, 5, 1], ids=["one product", "several", "each its own"])
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(late_gradients, "ROWS", request.param)
 
