@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from memarch.arch.cells import Cell
-from memarch.arch.late_gradients import LateGradient
+from memarch.arch.summed_gradients import SummedGradient
 from memarch.components.leaves import RMSNorm, ShortConv, Vector
 from memarch.components.memory import Segment, State
 from memarch.kernels.checks import Impl
@@ -39,7 +39,7 @@ class StackedLinear(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
-    late: LateGradient | None
+    summed: SummedGradient | None
 
     def __init__(self, impl: Impl) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ class StackedLinear(nn.Module):
         """Each map on its share of the rows; shapes are right by construction."""
         if self.impl == "triton":
             return grouped_linear(x, self.weight, self.bias, impl=self.impl)
-        if self.late is None or torch.is_autocast_enabled(x.device.type):
+        if self.summed is None or torch.is_autocast_enabled(x.device.type):
             return batched_product(x, self.weight, self.bias)
         groups, size, outputs = self.weight.shape
-        y = self.late.product(x.reshape(groups, -1, size))
+        y = self.summed.product(x.reshape(groups, -1, size))
         if self.bias is not None:
             y = y + self.bias.unsqueeze(1)
         return y.view(*x.shape[:-1], outputs)
@@ -82,7 +82,7 @@ class Group:
         self._bound = (0, 0)
         self._weights: list[tuple[nn.Module, str, list[nn.Module], Tensor]] = []
         """Leaf, `weight` or `bias`, its owners, and theirs stacked."""
-        self._late: dict[nn.Module, LateGradient] = {}
+        self._summed: dict[nn.Module, SummedGradient] = {}
         modules = [dict(cell.named_modules()) for cell in cells]
         for name, module in modules[0].items():
             if isinstance(module, LEAVES):
@@ -109,17 +109,17 @@ class Group:
                 value = value[start:stop]
             object.__setattr__(leaf, key, value)  # no parameter: Module's own need not look
             if isinstance(leaf, StackedLinear) and key == "weight":
-                leaf.late = self._late_gradient(leaf, value, kept=everything)
+                leaf.summed = self._sum_of(leaf, value, kept=everything)
         self._bound = (start, stop)
 
-    def _late_gradient(self, leaf: nn.Module, weight: Tensor, *, kept: bool) -> LateGradient | None:
+    def _sum_of(self, leaf: nn.Module, weight: Tensor, *, kept: bool) -> SummedGradient | None:
         if not (weight.requires_grad and torch.is_grad_enabled()):
             return None
         if not kept:
-            return LateGradient(weight)
-        if leaf not in self._late:
-            self._late[leaf] = LateGradient(weight)
-        return self._late[leaf]
+            return SummedGradient(weight)
+        if leaf not in self._summed:
+            self._summed[leaf] = SummedGradient(weight)
+        return self._summed[leaf]
 
 
 def group_cells(cells: Sequence[Cell]) -> list[Group]:

@@ -170,7 +170,7 @@ def _step(
 
 
 def _chained() -> int:
-    """Steps of one measurement: weights' gradients of several are made together."""
+    """Steps of one measurement: with gradients, those of the weights are unstacked once a run."""
     return CHAINED if torch.is_grad_enabled() else 1
 
 

@@ -1,4 +1,4 @@
-"""Weight gradients made together: the same as autograd's own, in every kind of backward pass."""
+"""Weight gradients added up in place: the same as autograd's own, in all kinds of passes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from memarch.arch import late_gradients
-from memarch.arch.late_gradients import LateGradient
+from memarch.arch.summed_gradients import SummedGradient
 
 
-@pytest.fixture(params=[256, 5, 1], ids=["one product", "several", "each its own"])
-def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(late_gradients, "ROWS", request.param)
-
-
-def chain(weight: Tensor, x: Tensor, *, late: bool) -> list[Tensor]:
+def chain(weight: Tensor, x: Tensor, *, summed: bool) -> list[Tensor]:
     """Six uses of one weight, each of what the last one left."""
-    product = LateGradient(weight).product if late else lambda x: torch.bmm(x, weight)
+    product = SummedGradient(weight).product if summed else lambda x: torch.bmm(x, weight)
     outputs = []
     for _ in range(6):
         x = torch.tanh(product(x))
@@ -33,11 +27,11 @@ def made() -> tuple[Tensor, Tensor]:
 
 
 def both(passes: list[str]) -> list[list[Tensor]]:
-    """Gradients by `passes` over one graph, late and plain."""
+    """Gradients by `passes` over one graph, summed and plain."""
     found = []
-    for late in (True, False):
+    for summed in (True, False):
         leaf, x = made()
-        outputs = chain(leaf * 2, x, late=late)
+        outputs = chain(leaf * 2, x, summed=summed)
         inputs = {"x": [x], "weight": [leaf], "all": [x, leaf], "part": [leaf]}
         gradients: list[Tensor] = []
         for name in passes:
@@ -47,34 +41,31 @@ def both(passes: list[str]) -> list[list[Tensor]]:
     return found
 
 
-@pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize(
     "passes",
     [["all"], ["x", "weight"], ["part", "all"], ["weight", "part", "weight"], ["x", "x", "all"]],
     ids=" ".join,
 )
 def test_passes_do_not_mix(passes: list[str]) -> None:
-    late, plain = both(passes)
-    torch.testing.assert_close(late, plain, rtol=1e-12, atol=1e-12)
+    summed, plain = both(passes)
+    torch.testing.assert_close(summed, plain, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.usefixtures("rows")
 def test_gradients_of_gradients() -> None:
     leaf, x = made()
 
     def total(x: Tensor, leaf: Tensor) -> Tensor:
-        return chain(leaf * 2, x, late=True)[-1].square().sum()
+        return chain(leaf * 2, x, summed=True)[-1].square().sum()
 
     assert torch.autograd.gradcheck(total, (x, leaf))
     assert torch.autograd.gradgradcheck(total, (x, leaf))
 
 
-@pytest.mark.usefixtures("rows")
 def test_a_pass_inside_another() -> None:
     found = []
-    for late in (True, False):
+    for summed in (True, False):
         leaf, x = made()
-        outputs = chain(leaf * 2, x, late=late)
+        outputs = chain(leaf * 2, x, summed=summed)
 
         def inner(gradient: Tensor, outputs: list[Tensor] = outputs, leaf: Tensor = leaf) -> Tensor:
             with torch.enable_grad():
