@@ -6,7 +6,7 @@ backwards; the time of S segments through L layers follows from its number of st
     sequential   S t_sweep                                    t_sweep: one segment, all layers
     diagonal     t_stack + sum_d t(g_d)                       g_d: live cells of diagonal d
                  t(g) = t_1 + (g - 1) / (L - 1) (t_L - t_1)   measured with one cell and with all
-    layerwise    a + b S                                      from 2 and from 6 segments
+    layerwise    a + b S                                      from 2 and from up to 16 segments
 
 Measurements are kept on disk, so that the same model on the same machine is always run in the same
 order: orders agree only up to rounding. `$MEMARCH_CACHE` says where, by default the user's cache
@@ -43,13 +43,17 @@ from memarch.arch.work import How, States, Work, flatten
 if TYPE_CHECKING:
     from memarch.arch.model import MemarchModel
 
+MADE = 2
+"""Counts up when measurements are made in another way: older ones are then of no use."""
 ROUNDS = 5
 PATIENCE = 3.0
 """Seconds after which no further round begins."""
 CHAINED = 8
 """Steps that a measurement with gradients runs in one graph."""
-SHORT, LONG = 2, 6
-"""Segments of the two layerwise runs."""
+SHORT, LONG = 2, 16
+"""Segments of the two layerwise runs: what no cache holds takes longer, which few do not show."""
+LAYERWISE_TOKENS = 2**18
+"""Tokens of all rows together up to which `auto` may hold the whole input at every layer."""
 
 
 _MET: WeakKeyDictionary[MemarchModel, dict[object, Times]] = WeakKeyDictionary()
@@ -65,6 +69,8 @@ class Times:
     one: float
     full: float
     layerwise: tuple[float, float] | None
+    long: int = LONG
+    """Segments of the longer layerwise run."""
 
     def sequential(self, segments: int) -> float:
         """S segments, one after the other."""
@@ -78,7 +84,7 @@ class Times:
         """Each layer over S segments at once."""
         assert self.layerwise is not None
         short, long = self.layerwise
-        return short + (segments - SHORT) * (long - short) / (LONG - SHORT)
+        return short + (segments - SHORT) * (long - short) / (self.long - SHORT)
 
     def _step(self, cells: int, layers: int) -> float:
         return self.one + (cells - 1) / max(layers - 1, 1) * (self.full - self.one)
@@ -128,23 +134,20 @@ def _measure(model: MemarchModel, batch: int, how: How, *, layerwise: bool) -> T
             "full": _step(full.step, *full.fill(item, len(cells)), weights, captured=how.graphs),
         }
         if layerwise:
-            for count in (SHORT, LONG):
-                runs[f"layerwise {count}"] = _layerwise(
-                    cells, work[:count], state.layers, how, weights
-                )
+            for name, count in (("short", SHORT), ("long", len(work))):
+                runs[name] = _layerwise(cells, work[:count], state.layers, how, weights)
         seconds = _side_by_side(runs, model.device)
         for name in ("sweep", "one", "full"):
             seconds[name] /= _chained()
-    pair = (
-        (seconds.pop(f"layerwise {SHORT}"), seconds.pop(f"layerwise {LONG}")) if layerwise else None
-    )
-    return Times(**seconds, layerwise=pair)
+    pair = (seconds.pop("short"), seconds.pop("long")) if layerwise else None
+    return Times(**seconds, layerwise=pair, long=len(work))
 
 
 def _made_up_work(model: MemarchModel, batch: int, how: How) -> list[Work]:
     """Full segments, as in the middle of an input."""
     length = model.spec.segment_length
-    ids = torch.arange(batch * LONG * length, device=model.device).view(batch, -1)
+    count = min(LONG, max(SHORT + 1, LAYERWISE_TOKENS // (batch * length)))
+    ids = torch.arange(batch * count * length, device=model.device).view(batch, -1)
     ids = ids % model.view.embedding.num_embeddings
     cuts = cut_whole(ids, None, length)
     work = Run(model, how).work(cuts, model._fresh(batch), Wanted(answers=False, uniform=True))
@@ -229,7 +232,7 @@ def _key(model: MemarchModel, batch: int, how: How, layerwise: bool) -> str:
     spec = model.spec.canonical() | {"schedule": None}
     config = model.backbone.config.to_dict()
     parts: list[Any] = [
-        [_version(), torch.__version__, _device_name(model.device)],
+        [MADE, _version(), torch.__version__, _device_name(model.device)],
         [*_circumstances(model), batch, how.checkpoint, how.graphs, layerwise],
         [spec, config, shapes],
     ]

@@ -263,6 +263,12 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         other = copy.deepcopy(self, shared)
         if spec.backbone != self.spec.backbone or list(spec.memory) != list(self.spec.memory):
             raise SpecError("only settings of the same backbone's same memories may change")
+        if spec.impl != self.spec.impl:
+            raise SpecError(
+                f"it is {self.spec.impl!r} since the model was built and cannot become "
+                f"{spec.impl!r}: build a model with that",
+                path="model.impl",
+            )
         for name, settings in spec.memory.items():
             if settings != self.spec.memory[name]:
                 other.memories[name] = _rebuilt(self, name, settings)

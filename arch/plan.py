@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from memarch.arch.measured import group_sizes, measured_times
+from memarch.arch.measured import LAYERWISE_TOKENS, group_sizes, measured_times
 from memarch.arch.spec import ModelSpec
 from memarch.arch.work import How
 from memarch.components.errors import SpecError
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 LONG_INPUT = 16
 """Segments per layer that an input of unknown length is taken to have."""
-LAYERWISE_TOKENS = 2**18
-"""Tokens of all rows together up to which `auto` may hold the whole input at every layer."""
+MARGIN = 1.1
+"""How much faster than sequential an order has to be by measurements, which err by so much."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ def _fastest(
     if whole:
         seconds["layerwise"] = times.layer_by_layer(segments)
     best = min(seconds, key=lambda name: seconds[name])
+    if seconds["sequential"] < MARGIN * seconds[best]:
+        best = "sequential"
     others = ", ".join(
         f"{name} {seconds[name] / seconds[best]:.2g} times as long"
         for name in seconds

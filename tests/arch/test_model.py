@@ -224,6 +224,8 @@ def test_other_write_steps_over_the_same_parameters() -> None:
         model.respec(
             model.spec.canonical() | {"memory": {"m": {"type": "gradmem", "num_tokens": 3}}}
         )
+    with pytest.raises(SpecError, match="since the model was built"):
+        model.respec(model.spec.canonical() | {"impl": "reference"})
 
 
 def test_labels_are_scored_where_they_are() -> None:
