@@ -36,7 +36,7 @@ def build(memory: dict[str, Any], **spec: Any) -> MemarchModel:
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the machine is said to need, in seconds; the batch sizes that were asked for."""
     known: dict[str, Any] = {
-        "times": Times(sweep=3.0, stack=0.5, one=1.0, full=2.0, layerwise=(2.0, 6.0)),
+        "times": Times(sweep=3.0, stack=0.5, one=1.0, full=2.0, layerwise=(2.0, 6.0), long=6),
         "asked": [],
     }
 
@@ -71,6 +71,15 @@ def test_auto_takes_what_is_fastest_at_this_length(times: dict[str, Any]) -> Non
     times["times"] = Times(sweep=3.0, stack=40.0, one=1.0, full=2.0, layerwise=(9.0, 99.0))
     chosen = model.resolved_schedule(2, 4 * 8)
     assert (chosen.schedule, chosen.grouped_steps) == ("sequential", 24)
+
+
+@pytest.mark.parametrize(("sweep", "order"), [(2.4, "sequential"), (2.8, "diagonal")])
+def test_sequential_stays_unless_another_order_is_a_tenth_faster(
+    times: dict[str, Any], sweep: float, order: str
+) -> None:
+    # sequential 8 sweeps; diagonal 0.5 + 2 (1 + 1.5) + 2 * 6 = 17.5
+    times["times"] = Times(sweep=sweep, stack=0.5, one=1.0, full=2.0, layerwise=(9.0, 99.0))
+    assert build(DELTANET).resolved_schedule(2, 4 * 8).schedule == order
 
 
 def test_what_is_measured_follows_from_what_is_possible(times: dict[str, Any]) -> None:
@@ -116,7 +125,7 @@ def test_a_measurement_is_kept_and_leaves_the_model_alone(
     assert torch.equal(torch.get_rng_state(), random)
     assert all(weight.grad is None for weight in model.parameters())
     [kept] = json.loads((tmp_path / "schedules.json").read_text()).values()
-    assert set(kept) == {"sweep", "stack", "one", "full", "layerwise"}
+    assert set(kept) == {"sweep", "stack", "one", "full", "layerwise", "long"}
     assert all(0 < kept[name] < 10 for name in ("sweep", "stack", "one", "full"))
 
     def fails(*_: Any, **__: Any) -> Times:
