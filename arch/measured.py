@@ -59,6 +59,11 @@ LAYERWISE_TOKENS = 2**18
 _MET: WeakKeyDictionary[MemarchModel, dict[object, Times]] = WeakKeyDictionary()
 """What this process has looked up for a model: its name alone costs milliseconds."""
 
+_WRITTEN: dict[Path, dict[str, Any]] = {}
+"""What this process has measured, by file: others may have replaced a file meanwhile."""
+UNIMPORTANT = ("dtype", "_name_or_path", "architectures", "transformers_version")
+"""Settings of a backbone that change by saving and loading it, not its speed."""
+
 
 @dataclass(frozen=True)
 class Times:
@@ -107,11 +112,11 @@ def measured_times(model: MemarchModel, batch: int, how: How, *, layerwise: bool
 
 def _kept_times(model: MemarchModel, batch: int, how: How, *, layerwise: bool) -> Times:
     file, key = _file(), _key(model, batch, how, layerwise)
-    known = _read(file)
+    known = _read(file) | _WRITTEN.setdefault(file, {})
     if key not in known:
-        times = asdict(_measure(model, batch, how, layerwise=layerwise))
-        _write(file, _read(file) | {key: times})
-        known = {key: times}
+        _WRITTEN[file][key] = asdict(_measure(model, batch, how, layerwise=layerwise))
+        known = _read(file) | _WRITTEN[file]
+        _write(file, known)
     pair = known[key]["layerwise"]
     return Times(**known[key] | {"layerwise": None if pair is None else tuple(pair)})
 
@@ -231,6 +236,7 @@ def _key(model: MemarchModel, batch: int, how: How, layerwise: bool) -> str:
     shapes = [[list(p.shape), p.requires_grad] for cell in model.cells() for p in cell.parameters()]
     spec = model.spec.canonical() | {"schedule": None}
     config = model.backbone.config.to_dict()
+    config = {name: value for name, value in config.items() if name not in UNIMPORTANT}
     parts: list[Any] = [
         [MADE, _version(), torch.__version__, _device_name(model.device)],
         [*_circumstances(model), batch, how.checkpoint, how.graphs, layerwise],
@@ -246,7 +252,6 @@ def _circumstances(model: MemarchModel) -> tuple[int | str | bool | None, ...]:
         _autocast(model.device),
         str(model.dtype),
         str(model.device),
-        model.training,
     )
 
 

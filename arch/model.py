@@ -233,7 +233,7 @@ class MemarchModel(PreTrainedModel, GenerationMixin):
         if attention_mask is not None:
             raise ValueError("an input in blocks has no pads: leave attention_mask out")
         with torch.inference_mode(False), torch.no_grad():
-            return self._stream(map(_plain, context_ids), memory).pack()
+            return self._stream(_checked(context_ids), memory).pack()
 
     def prepare_inputs_for_generation(
         self,
@@ -512,6 +512,21 @@ def _wide(x: Tensor) -> torch.dtype:
 def _plain(x: Tensor) -> Tensor:
     """A tensor that autograd may save, also where x was made in inference mode."""
     return x.clone() if x.is_inference() else x
+
+
+def _checked(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Blocks as they come; a ValueError for one that is no `[B, any]` of token ids."""
+    rows = None
+    for index, block in enumerate(blocks):
+        if not isinstance(block, Tensor) or block.ndim != 2 or block.is_floating_point():
+            found = (
+                f"{block.dtype} {list(block.shape)}" if isinstance(block, Tensor) else type(block)
+            )
+            raise ValueError(f"block {index} must be a tensor of token ids [B, any], got {found}")
+        if rows not in (None, len(block)):
+            raise ValueError(f"block {index} has {len(block)} rows, those before it have {rows}")
+        rows = len(block)
+        yield _plain(block)
 
 
 @contextmanager

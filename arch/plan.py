@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memarch.arch.measured import LAYERWISE_TOKENS, group_sizes, measured_times
-from memarch.arch.spec import ModelSpec
+from memarch.arch.spec import refuse_impossible
 from memarch.arch.work import How
 from memarch.components.errors import SpecError
-from memarch.components.memory import memories
 
 if TYPE_CHECKING:
     from memarch.arch.model import MemarchModel
@@ -42,7 +40,13 @@ def choose_schedule(model: MemarchModel, batch: int, length: int | None, how: Ho
         return Plan(schedule, reason, grouped_steps(schedule, count, layers))
 
     if model.spec.schedule != "auto":
-        _refuse_impossible(model.spec, model, how.truncate is not None)
+        refuse_impossible(model.spec.schedule, model.spec.memory, "model")
+        if model.spec.schedule == "layerwise" and how.truncate is not None:
+            raise SpecError(
+                "'layerwise' runs all segments at once, so no gradient can be cut between them "
+                "(truncate); use 'diagonal', 'sequential' or 'auto'",
+                path="model.schedule",
+            )
         return plan(model.spec.schedule, "asked for in the spec")
     if outer:
         return plan(
@@ -80,39 +84,12 @@ def _fastest(
     if whole:
         seconds["layerwise"] = times.layer_by_layer(segments)
     best = min(seconds, key=lambda name: seconds[name])
-    if seconds["sequential"] < MARGIN * seconds[best]:
+    close = best != "sequential" and seconds["sequential"] < MARGIN * seconds[best]
+    if close:
         best = "sequential"
     others = ", ".join(
         f"{name} {seconds[name] / seconds[best]:.2g} times as long"
         for name in seconds
         if name != best
     )
-    return best, f"measured: {others}"
-
-
-def _refuse_impossible(spec: ModelSpec, model: MemarchModel, truncated: bool) -> None:
-    if spec.schedule == "sequential":
-        return
-    if model.outer_memories:
-        raise SpecError(
-            f"{spec.schedule!r} is impossible: memory {next(iter(model.outer_memories))!r} carries "
-            "its state from the top of a segment to the bottom of the next; use 'sequential' or "
-            "'auto'",
-            path="model.schedule",
-        )
-    if spec.schedule == "layerwise":
-        if truncated:
-            raise SpecError(
-                "'layerwise' runs all segments at once, so no gradient can be cut between them "
-                "(truncate); use 'diagonal' or 'auto'",
-                path="model.schedule",
-            )
-        chosen: Mapping[str, Any] = spec.memory
-        for name, settings in chosen.items():
-            cls = memories[settings.type].cls
-            if any(isinstance(m, cls) and not m.whole_input for m in model.all_memories()):
-                raise SpecError(
-                    f"'layerwise' is impossible: memory {name!r} takes one segment at a time; use "
-                    "'diagonal' or 'auto'",
-                    path="model.schedule",
-                )
+    return best, f"measured: {others}" + (", not worth leaving it for" if close else "")

@@ -363,11 +363,32 @@ class ModelSpec(Strict):
                 f"{self.segment_length}",
                 path="segment_length",
             )
+        refuse_impossible(self.schedule, self.memory)
         return self
 
     def canonical(self) -> dict[str, Any]:
         """Plain data that can be written as JSON and parsed back into an equal spec."""
         return self.model_dump(mode="json")
+
+
+def refuse_impossible(schedule: str, memory: Mapping[str, MemorySettings], path: str = "") -> None:
+    """A SpecError that names the memory with which this order of cells would be wrong."""
+    if schedule not in ("diagonal", "layerwise"):
+        return
+    for name, settings in memory.items():
+        cls = memories[settings.type].cls
+        if cls.site == "segment":
+            raise SpecError(
+                f"{schedule!r} is impossible: memory {name!r} carries its state from the top of a "
+                "segment to the bottom of the next; use 'sequential' or 'auto'",
+                path=join(path, "schedule"),
+            )
+        if schedule == "layerwise" and not cls.whole_input:
+            raise SpecError(
+                f"'layerwise' is impossible: memory {name!r} takes one segment at a time; use "
+                "'diagonal', 'sequential' or 'auto'",
+                path=join(path, "schedule"),
+            )
 
 
 def _check_layers(choice: Sequence[int], layers: int | None, path: str) -> None:

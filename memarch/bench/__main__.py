@@ -94,17 +94,31 @@ def _plot(options: argparse.Namespace) -> None:
     from memarch.bench.plot import check_plotly, write_plot
 
     check_plotly()
+    _check_folder(options.page)
     try:
         found = json.loads(options.file.read_text(encoding="utf-8"))
-        found["rows"], found["benchmark"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise SpecError(f"{options.file}: {error.strerror}") from None
+    except ValueError:
+        found = None
+    try:
+        write_plot(found, options.page)
+    except (KeyError, TypeError):
         raise SpecError(f"{options.file} is no result of `memarch bench`") from None
-    write_plot(found, options.page)
     print(options.page)
+
+
+def _check_folder(file: Path) -> None:
+    """Before anything is measured for it."""
+    if not file.parent.is_dir():
+        raise SpecError(f"there is no folder {file.parent} to write {file.name} to")
 
 
 def _measure(options: argparse.Namespace, work: Callable[[], Iterable[Document]]) -> None:
     """Run it; a file holds what was found so far, whatever happens afterwards."""
+    for file in (options.json, options.plot):
+        if file not in (None, STDOUT):
+            _check_folder(Path(file))
     if options.threads is not None:
         import torch
 

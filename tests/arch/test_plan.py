@@ -134,6 +134,9 @@ def test_a_measurement_is_kept_and_leaves_the_model_alone(
     monkeypatch.setattr(measured, "_measure", fails)
     assert model.resolved_schedule(2, 32) == first
     assert build(DELTANET).resolved_schedule(2, 32) == first  # the same model, another object
+    model.save_pretrained(tmp_path / "saved")
+    loaded = MemarchModel.from_pretrained(tmp_path / "saved")
+    assert loaded.resolved_schedule(2, 32) == first
     with pytest.raises(AssertionError, match="measured again"), torch.no_grad():
         model.resolved_schedule(2, 32)
 

@@ -146,12 +146,12 @@ def test_truncated_backpropagation_agrees() -> None:
 
 @pytest.mark.parametrize("schedule", ["diagonal", "layerwise"])
 def test_a_memory_of_whole_segments_refuses_other_orders(schedule: str) -> None:
-    model = build({"tokens": {"type": "rmt", "num_tokens": 2}}, schedule=schedule)
+    model = in_order(build({"tokens": {"type": "rmt", "num_tokens": 2}}), schedule)
     with pytest.raises(SpecError, match="memory 'tokens' carries its state"):
         model(torch.zeros(1, 8, dtype=torch.long))
 
 
 def test_an_associative_memory_refuses_the_layerwise_order() -> None:
-    model = build(MEMORIES["armt"], schedule="layerwise")
+    model = in_order(build(MEMORIES["armt"]), "layerwise")
     with pytest.raises(SpecError, match="memory 'a' takes one segment at a time"):
         model(torch.zeros(1, 8, dtype=torch.long))

@@ -228,3 +228,21 @@ def test_reading_a_spec_imports_no_transformers() -> None:
         "assert 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("memory", "schedule", "says"),
+    [
+        ("rmt", "diagonal", "'diagonal' is impossible: memory 'm' carries its state from the top"),
+        ("gradmem", "layerwise", "'layerwise' is impossible: memory 'm' carries its state"),
+        ("armt", "layerwise", "'layerwise' is impossible: memory 'm' takes one segment at a time"),
+    ],
+)
+def test_an_impossible_order_is_refused_before_anything_is_built(
+    memory: str, schedule: str, says: str
+) -> None:
+    backbone = {"type": "llama", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    raw = {"backbone": backbone, "memory": {"m": {"type": memory}}, "segment_length": 4}
+    with pytest.raises(SpecError, match=says) as caught:
+        parse_model_spec(raw | {"schedule": schedule}, "model")
+    assert caught.value.path == "model.schedule"

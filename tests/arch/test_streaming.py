@@ -87,6 +87,15 @@ def test_wrong_streams_say_so() -> None:
         model.write(iter([]))
     with pytest.raises(ValueError, match="an input in blocks has no pads"):
         model.write(blocks(tokens(8), [8]), attention_mask=torch.ones(2, 8))
+    good = tokens(8)
+    for bad, message in (
+        (good[0], r"block 1 must be a tensor of token ids \[B, any\], got torch.int64 \[8\]"),
+        (good.double(), "block 1 must be a tensor of token ids"),
+        ([1, 2], "got <class 'list'>"),
+        (good[:1], "block 1 has 1 rows, those before it have 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.write(iter([good, bad]))
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "diagonal"])

@@ -203,7 +203,10 @@ def test_what_was_found_before_a_failure_is_kept(
         (["diagonal", "--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["diagonal", "--device", "cpu", "--impl", "triton"], "needs an NVIDIA GPU"),
         (["kernels", "--operation", "rms_nrm"], "did you mean 'rms_norm'?"),
-        (["plot", "nowhere.json", "page.html"], "nowhere.json is no result of `memarch bench`"),
+        (["plot", "nowhere.json", "page.html"], "nowhere.json: No such file or directory"),
+        (["plot", __file__, "page.html"], "is no result of `memarch bench`"),
+        (["plot", "found.json", "nowhere/page.html"], "there is no folder nowhere to write"),
+        (["diagonal", "--json", "nowhere/out.json"], "there is no folder nowhere to write"),
     ],
 )
 def test_wrong_input_is_code_2_and_says_what_is_right(
