@@ -1,10 +1,13 @@
-"""One local Ray for all tests that run studies in this process."""
+"""One local Ray for all tests that run studies in this process, and the servers that they ask."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+from servers import mlflow_server, mlflow_server_of_session, postgres, postgres_server
+
+__all__ = ["mlflow_server", "mlflow_server_of_session", "postgres", "postgres_server"]
 
 
 @pytest.fixture(scope="session")
