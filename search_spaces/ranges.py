@@ -215,6 +215,24 @@ def as_written(known: Range) -> dict[str, Any]:
     raise TypeError(f"no range: {known!r}")
 
 
+def described(known: Range) -> str:
+    """A range in words: `2, 4, 8`, `1 to 5`, `0.001 to 0.01, logarithmic`."""
+    match known:
+        case Choice(values):
+            return ", ".join(str(value) for value in values)
+        case Int() | Float():
+            step = f", in steps of {known.step:g}" if known.step not in (None, 1) else ""
+            return f"{known.low:g} to {known.high:g}{step}" + (", logarithmic" * known.log)
+        case Subset(values, low, high):
+            count = str(low) if low == high else f"{low} to {high}"
+            return f"{count} of {', '.join(str(value) for value in values)}"
+        case Sample(inner):
+            return f"{described(inner)}, anew in every batch"
+        case Solve(low, high):
+            return f"{low} to {high}, solved for"
+    return str(known)
+
+
 def _choice(raw: Mapping[str, Any]) -> Range:
     return Choice(_values(raw["choice"], "choice"))
 

@@ -32,6 +32,7 @@ import optuna
 import ray
 
 from memarch.components.errors import SpecError
+from memarch.search_spaces.ranges import as_written
 from memarch.studies import events
 from memarch.studies.asking import Asked, Asking
 from memarch.studies.events import Event, StudyResult
@@ -147,7 +148,9 @@ def _begin(folder: StudyFolder, study_file: StudyFile, info: Json) -> None:
     study = study_file.study
     shutil.copyfile(info["file"], folder.path / "study.yaml")
     write_snapshot(study_file, folder.path)
-    spaces = {v: {n: repr(r) for n, r in study_file.space(v).items()} for v in study_file.variants}
+    spaces = {
+        v: {n: as_written(r) for n, r in study_file.space(v).items()} for v in study_file.variants
+    }
     write_json(folder.path / "resolved.json", {"study": study, "ranges": spaces})
     folder.write_info(
         {

@@ -18,7 +18,7 @@ import torch
 
 from memarch.arch.build import build_model
 from memarch.arch.cost import measure
-from memarch.search_spaces.ranges import Choice, Float, Int, Range, Sample, Solve, Subset
+from memarch.search_spaces.ranges import Range, described
 from memarch.studies.budget import Budget
 from memarch.studies.machine import peak_memory_bytes, reset_peak_memory
 from memarch.studies.points import canonical, eval_points, make_task
@@ -131,24 +131,6 @@ def _ordered(known: Range) -> list[Any]:
     if all(isinstance(value, int | float) for value in values):
         return sorted(values)
     return values
-
-
-def described(known: Range) -> str:
-    """A range in words: `2, 4, 8`, `1 to 5`, `0.001 to 0.01, logarithmic`."""
-    match known:
-        case Choice(values):
-            return ", ".join(str(value) for value in values)
-        case Int() | Float():
-            step = f", in steps of {known.step:g}" if known.step not in (None, 1) else ""
-            return f"{known.low:g} to {known.high:g}{step}" + (", logarithmic" * known.log)
-        case Subset(values, low, high):
-            count = str(low) if low == high else f"{low} to {high}"
-            return f"{count} of {', '.join(str(value) for value in values)}"
-        case Sample(inner):
-            return f"{described(inner)}, anew in every batch"
-        case Solve(low, high):
-            return f"{low} to {high}, solved for"
-    return str(known)
 
 
 def planned_trials(study: StudyFile) -> int | None:
