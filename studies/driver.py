@@ -35,9 +35,12 @@ from memarch.components.errors import SpecError
 from memarch.search_spaces.ranges import as_written
 from memarch.studies import events
 from memarch.studies.asking import Asked, Asking
+from memarch.studies.cluster import start_ray
 from memarch.studies.events import Event, StudyResult
 from memarch.studies.judging import Judge, Verdict, failed, share_of_budget
 from memarch.studies.leaderboard import COPY
+from memarch.studies.mailbox import Key, open_mailbox
+from memarch.studies.pool import Pool, Size
 from memarch.studies.pruning import Pruning
 from memarch.studies.ranking import ranking
 from memarch.studies.sampling import one_of_each
@@ -57,7 +60,7 @@ from memarch.studies.store import (
     write_json,
 )
 from memarch.studies.tracking import Tracking, check_tracking_uri, run_name
-from memarch.studies.workers import Job, Key, Pool, Size, open_mailbox, start_ray
+from memarch.studies.workers import Job
 
 if TYPE_CHECKING:
     from memarch.search_spaces.study_file import Resolved, StudyFile

@@ -1,0 +1,97 @@
+"""Between the workers and the driver: reports one way, orders the other.
+
+A worker's reports go to the mailbox, at most one message a second, each with the attempt that it
+belongs to; the answer says whether the trial is to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from memarch.studies.store import Json, plain
+
+MESSAGE_INTERVAL = 1.0
+ANSWER_WAIT = 1.0
+"""How long a reporting worker waits for the driver's decision before it trains on without it."""
+
+Key = tuple[int, int]
+"""A trial's number and its attempt."""
+
+
+class Mailbox:
+    """Between the workers and the driver: reports one way, stop flags the other."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[Key, list[Json]]] = []
+        self._taken = self._answered = 0
+        self._stops: set[Key] = set()
+        self._changed = asyncio.Condition()
+
+    async def post(self, key: Key, reports: list[Json]) -> bool:
+        """Hand in reports; the answer is whether to stop, as decided after reading them."""
+        async with self._changed:
+            self._messages.append((key, reports))
+            ticket = self._taken + len(self._messages)
+            self._changed.notify_all()
+            await self._wait(lambda: self._answered >= ticket, ANSWER_WAIT)
+        return key in self._stops
+
+    async def take(self, timeout: float) -> tuple[int, list[tuple[Key, list[Json]]]]:
+        """New messages, waiting for the first, and the ticket with which to answer them."""
+        async with self._changed:
+            await self._wait(lambda: bool(self._messages), timeout)
+            messages, self._messages = self._messages, []
+            self._taken += len(messages)
+            return self._taken, messages
+
+    async def answer(self, ticket: int, stops: set[Key]) -> None:
+        """The driver has decided about all messages up to this ticket."""
+        async with self._changed:
+            self._answered = max(self._answered, ticket)
+            self._stops |= stops
+            self._changed.notify_all()
+
+    async def _wait(self, until: Callable[[], bool], timeout: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait_for(until), timeout)
+
+
+class Reporter:
+    """What a trial calls at each evaluation: `report(step, metrics) -> stop?`."""
+
+    def __init__(self, key: Key, folder: Path, mailbox: Any) -> None:
+        self._key, self._mailbox = key, mailbox
+        self._path = folder / "progress.jsonl"
+        self._sent = -MESSAGE_INTERVAL
+        self.unsent: list[Json] = []
+        self.stopped = False
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> bool:
+        report = plain(
+            {"attempt": self._key[1], "step": step, "time": time.time(), "metrics": metrics}
+        )
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report) + "\n")
+        self.unsent.append(report)
+        if time.monotonic() - self._sent >= MESSAGE_INTERVAL:
+            self._send()
+        return self.stopped
+
+    def _send(self) -> None:
+        reports, self.unsent = self.unsent, []
+        # Where the driver is going down, what is in the folder will do.
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            self.stopped |= ray.get(self._mailbox.post.remote(self._key, reports))
+        self._sent = time.monotonic()
+
+
+def open_mailbox() -> Any:
+    return ray.remote(Mailbox).options(num_cpus=0, max_concurrency=10_000).remote()

@@ -1,0 +1,150 @@
+"""The pool of workers: as many as the machine or cluster holds, each the size of its trials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from memarch.components.errors import SpecError
+from memarch.studies.mailbox import Key
+from memarch.studies.store import Json
+from memarch.studies.workers import Job, Worker, reason_of
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one trial needs: `resources` of its spec."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: float = 0.0
+    custom: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def of(cls, spec: Json) -> Size:
+        given = spec.get("resources") or {}
+        custom = tuple(sorted((given.get("custom") or {}).items()))
+        return cls(given.get("cpus") or 1, given.get("gpus") or 0, given.get("memory") or 0, custom)
+
+    def needs(self) -> dict[str, float]:
+        """By the names that Ray gives to resources."""
+        fixed = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return {name: amount for name, amount in [*fixed.items(), *self.custom] if amount}
+
+
+@dataclass(eq=False)
+class Seat:
+    """A warm worker of one size, and the attempt that it is at."""
+
+    actor: Any
+    size: Size
+    key: Key | None = None
+
+
+class Pool:
+    """As many workers as the machine or cluster holds, each the size that its trials ask for."""
+
+    def __init__(self, mailbox: Any, trial_function: str, test_function: str) -> None:
+        self._mailbox = mailbox
+        self._functions = (trial_function, test_function)
+        self._seats: list[Seat] = []
+        self._jobs: dict[Any, Seat] = {}
+
+    @property
+    def refs(self) -> list[Any]:
+        """Results to come."""
+        return list(self._jobs)
+
+    def fits(self, size: Size) -> bool:
+        """Whether a trial of this size can start now. One always can when nothing runs."""
+        if not self._jobs:
+            return True
+        free = dict(ray.cluster_resources())
+        for seat in self._jobs.values():
+            for name, amount in seat.size.needs().items():
+                free[name] = free.get(name, 0) - amount
+        return all(free.get(name, 0) >= amount for name, amount in size.needs().items())
+
+    def warm(self, size: Size, most: int | None) -> None:
+        """Start all workers of this size, so that they import while the driver still prepares."""
+        total = ray.cluster_resources()
+        counts = [int(total.get(name, 0) // amount) for name, amount in size.needs().items()]
+        for _ in range(max(1, min([*counts, most or sum(counts)]))):
+            self._hire(size)
+
+    def start(self, job: Job, size: Size, method: str = "run") -> None:
+        """Give the job to an idle worker of its size, or to a new one."""
+        seat = self._idle(size)
+        seat.key = (job.number, job.attempt)
+        self._jobs[getattr(seat.actor, method).remote(job)] = seat
+
+    def finished(self, ref: Any) -> tuple[Key, Json | None]:
+        """The attempt that this result belongs to, and the result: None when its worker died."""
+        seat = self._jobs.pop(ref)
+        key, seat.key = seat.key, None
+        assert key is not None
+        try:
+            return key, ray.get(ref)
+        except (
+            ray.exceptions.RayTaskError
+        ) as error:  # the worker itself, not the trial: a full disk
+            result = {"state": "failed", "reason": reason_of(error.cause), "metrics": {}}
+            return key, {"result": result, "reports": [], "metrics": {}, "reason": result["reason"]}
+        except ray.exceptions.RayActorError as error:
+            self._seats.remove(seat)
+            if "creation task" in str(error):
+                raise RuntimeError(f"workers cannot start: {str(error).splitlines()[-1]}") from None
+            return key, None
+
+    def kill(self, key: Key) -> None:
+        """End the attempt at once, with its worker."""
+        for ref, seat in list(self._jobs.items()):
+            if seat.key == key:
+                del self._jobs[ref]
+                self._dismiss(seat)
+
+    def close(self) -> None:
+        self._jobs.clear()
+        for seat in list(self._seats):
+            self._dismiss(seat)
+
+    def _idle(self, size: Size) -> Seat:
+        idle = [seat for seat in self._seats if seat.key is None]
+        for seat in idle:
+            if seat.size == size:
+                return seat
+        for seat in idle:  # workers of another size make room
+            self._dismiss(seat)
+        return self._hire(size)
+
+    def _hire(self, size: Size) -> Seat:
+        total = ray.cluster_resources()
+        needs = size.needs()
+        for name, amount in needs.items():
+            if name != "CPU" and amount > total.get(name, 0):
+                has = total.get(name, 0)
+                raise SpecError(
+                    f"a trial asks for {amount:g} {name}, and Ray has {has:g}: ask for less, or "
+                    "join a cluster that has as much by --address",
+                    path="resources",
+                )
+        options = {
+            # A trial that asks for more cores than there are gets all there are.
+            "num_cpus": min(needs.pop("CPU"), total.get("CPU", 1)),
+            "num_gpus": needs.pop("GPU", 0),
+            "memory": needs.pop("memory", None),
+            "resources": needs,
+            "max_restarts": 0,
+        }
+        actor = ray.remote(Worker).options(**options)
+        handle = actor.remote(self._mailbox, *self._functions, size.cpus)
+        handle.warm.remote()
+        seat = Seat(handle, size)
+        self._seats.append(seat)
+        return seat
+
+    def _dismiss(self, seat: Seat) -> None:
+        self._seats.remove(seat)
+        ray.kill(seat.actor, no_restart=True)
