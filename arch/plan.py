@@ -33,6 +33,8 @@ def choose_schedule(model: MemarchModel, batch: int, length: int | None, how: Ho
 
     An explicit request that would be wrong is a SpecError that names the memory at fault.
     """
+    if batch < 1 or (length is not None and length < 0):
+        raise ValueError(f"batch must be at least 1 and length 0, got {batch} and {length}")
     layers, outer = len(model.view.layers), model.outer_memories
     count = LONG_INPUT * layers if length is None else -(-length // model.spec.segment_length)
 

@@ -32,6 +32,19 @@ class MemoryState(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def __eq__(self, other: object) -> bool:
+        """Equal bit for bit, and in the types and devices of the tensors."""
+        if not isinstance(other, MemoryState):
+            return NotImplemented
+        return self.keys() == other.keys() and all(
+            value.dtype == other[key].dtype
+            and value.device == other[key].device
+            and torch.equal(value, other[key])
+            for key, value in self.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __repr__(self) -> str:
         shapes = ", ".join(f"{key}={list(value.shape)}" for key, value in self.items())
         return f"MemoryState({shapes})"

@@ -215,6 +215,8 @@ def plan(document: Row, *, origins: bool = False) -> None:
             escape(row["reason"]),
         )
     out.print(made)
+    shapes = {f"{row['batch_size']} rows of {row['length']} tokens" for row in document["variants"]}
+    out.print(f"schedule and steps: of a training step, {' or '.join(sorted(shapes))}")
     searched = table("what is searched", ["variant", "parameter", "values"])
     for row in document["variants"]:
         for name, values in row["space"].items():

@@ -111,7 +111,8 @@ def figures(spec: Mapping[str, Any]) -> Json:
     found = {name.removeprefix("cost/"): value for name, value in costs.items()}
     for name in ("parameters", "state_bytes", "state_floats"):
         found[name] = int(found[name])
-    return found | asdict(choice) | {"tokens_per_step": tokens}
+    shape = {"batch_size": size, "length": context or query}
+    return found | asdict(choice) | shape | {"tokens_per_step": tokens}
 
 
 def smallest(known: Range) -> Any:
@@ -160,7 +161,7 @@ def _grid_size(study: StudyFile, variant: str) -> int:
 
 def _shown(found: Json) -> Json:
     costs = ("parameters", "state_bytes", "state_floats", "flops_per_token")
-    names = (*costs, "schedule", "grouped_steps", "reason")
+    names = (*costs, "schedule", "grouped_steps", "reason", "batch_size", "length")
     return {name: found[name] for name in names}
 
 

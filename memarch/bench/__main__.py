@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from memarch.bench.result import Document
 
 STDOUT = "-"
+BATCHES = (1, 8, 64)
 
 
 def run(arguments: Sequence[str], program: str) -> None:
@@ -54,6 +55,7 @@ def _diagonal(options: argparse.Namespace) -> None:
     device = _device(options.device, options.impl)
     llamas = [name for name in PRESETS if name != "small"]
     presets = options.preset or (llamas if device.type == "cuda" else ["small"])
+    _check_presets(presets, options, device)
     settings = diagonal.Settings(
         shapes=adapt(
             [shape for name in presets for shape in PRESETS[name]],
@@ -62,15 +64,33 @@ def _diagonal(options: argparse.Namespace) -> None:
             segment_lengths=options.segment_length,
             segments=options.segments,
         ),
-        memories=options.memory,
-        modes=options.mode,
-        batches=options.batch,
+        memories=options.memory or MEMORIES,
+        modes=options.mode or MODES,
+        batches=options.batch or BATCHES,
         training_tokens=options.training_tokens,
         impl=options.impl,
         device=device,
         seconds=options.seconds,
     )
     _measure(options, lambda: diagonal.run(settings, log))
+
+
+def _check_presets(
+    presets: Sequence[str], options: argparse.Namespace, device: torch.device
+) -> None:
+    if "small" in presets:
+        return
+    if device.type != "cuda" and options.device != "cpu":
+        raise SpecError(
+            f"--preset {' '.join(presets)} is for a GPU, and torch finds none: hours on a CPU; "
+            "`--preset small` is for a CPU, and `--device cpu` runs the large ones all the same"
+        )
+    for flag in ("memory", "mode", "batch"):
+        if getattr(options, flag) is not None:
+            raise SpecError(
+                f"--{flag} is for --preset small; the Llama shapes are an ARMT's inference of one "
+                "row"
+            )
 
 
 def _kernels(options: argparse.Namespace) -> None:
@@ -155,13 +175,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
     diagonal = _command(commands, "diagonal", _diagonal, _ABOUT_DIAGONAL)
     _several(diagonal, "--preset", tuple(PRESETS), "which sizes of model")
-    _several(diagonal, "--memory", MEMORIES, "which memories", list(MEMORIES))
-    _several(diagonal, "--mode", MODES, "forward only, or a training step", list(MODES))
+    _several(diagonal, "--memory", MEMORIES, "which memories")
+    _several(diagonal, "--mode", MODES, "forward only, or a training step")
     diagonal.add_argument(
         "--batch",
         nargs="+",
         type=_count,
-        default=[1, 8, 64],
         metavar="N",
         help="batch sizes  [default: 1 8 64]",
     )
@@ -214,13 +233,11 @@ def _several(
     flag: str,
     choices: Sequence[str],
     about: str,
-    default: list[str] | None = None,
 ) -> None:
     parser.add_argument(
         flag,
         nargs="+",
         choices=choices,
-        default=default,
         metavar="NAME",
         help=f"{about}: {', '.join(choices)}",
     )

@@ -56,7 +56,7 @@ def document(
 def text(found: Document) -> str:
     """The document as a table for people, ratios first."""
     cells = [_cells(each) for each in found["rows"]]
-    heads = ("speedup", "of", "over", "times", "case", "")
+    heads = ("speedup", "of", "over", "times", "case", "remarks")
     widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from memarch.components.errors import SpecError
+
 if TYPE_CHECKING:
     import torch
 
@@ -150,6 +152,8 @@ def adapt(
 
 
 def _resized(shape: Shape, layers: int, width: int) -> Shape:
+    if width % shape.heads:
+        raise SpecError(f"--width must be a multiple of the {shape.heads} heads, got {width}")
     mlp = shape.mlp * width // shape.width
     return replace(
         shape, name=f"{layers} layers of width {width}", layers=layers, width=width, mlp=mlp

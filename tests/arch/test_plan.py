@@ -115,6 +115,11 @@ def test_an_impossible_request_names_the_memory(
         build(memory, schedule=schedule).resolved_schedule(1, 32)
 
 
+def test_an_order_is_for_at_least_one_row() -> None:
+    with pytest.raises(ValueError, match="batch must be at least 1"):
+        build(ARMT).resolved_schedule(0, 32)
+
+
 def test_a_measurement_is_kept_and_leaves_the_model_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from memarch.kernels import checks
 
 CPU = torch.device("cpu")
 TINY = ["--layers", 2, "--width", 16, "--segment-length", 4, "--segments", 3, "--seconds", 0]
+CPU = ["--device", "cpu"]
 KEYS = {"case", "baseline", "candidate", "baseline_seconds", "candidate_seconds", "speedup"}
 
 Run = Callable[..., tuple[int, str, str]]
@@ -102,7 +103,7 @@ def test_large_batches_train_on_fewer_segments(run: Run) -> None:
 def test_a_long_input_is_compared_with_ceilings_the_sequential_order_and_full_attention(
     run: Run,
 ) -> None:
-    code, out, err = run("diagonal", "--preset", "llama-1b", *TINY, "--width", 64, "--json")
+    code, out, err = run("diagonal", "--preset", "llama-1b", *TINY, "--width", 64, *CPU, "--json")
     assert code == 0, err
     document = json.loads(out)
     check_document(document)
@@ -120,7 +121,7 @@ def test_a_long_input_is_compared_with_ceilings_the_sequential_order_and_full_at
 
 def test_a_group_that_is_never_full_has_no_ideal(run: Run) -> None:
     arguments = [*TINY, "--layers", 4, "--width", 64]
-    code, out, _ = run("diagonal", "--preset", "llama-1b", *arguments, "--json")
+    code, out, _ = run("diagonal", "--preset", "llama-1b", *arguments, *CPU, "--json")
     assert code == 0
     document = json.loads(out)
     assert "always-full group" not in {row["baseline"] for row in document["rows"]}
@@ -161,7 +162,7 @@ def test_the_table_has_ratios_first_and_a_result_can_be_kept_and_drawn(
     arguments = [*TINY, "--batch", 1, "--memory", "armt", "--mode", "inference"]
     code, out, err = run("diagonal", *arguments, "--json", kept, "--plot", page)
     assert code == 0, err
-    assert out.splitlines()[0].split() == ["speedup", "of", "over", "times", "case"]
+    assert out.splitlines()[0].split() == ["speedup", "of", "over", "times", "case", "remarks"]
     assert "x (" in out.splitlines()[2].split("diagonal")[0]
     document = json.loads(kept.read_text("utf-8"))
     check_document(document)
@@ -199,7 +200,11 @@ def test_what_was_found_before_a_failure_is_kept(
         (["diagonal", "--preset", "llama-7b"], "--preset: invalid choice: 'llama-7b'"),
         (["diagonal", "--batch", "0"], "--batch: must be a whole number of at least 1, got '0'"),
         (["diagonal", "--seconds", "nan"], "--seconds: must be a number of seconds, got 'nan'"),
-        (["diagonal", "--width", "18"], "num_attention_heads must divide hidden_size"),
+        (["diagonal", "--width", "18"], "--width must be a multiple of the 4 heads, got 18"),
+        (
+            ["diagonal", "--preset", "llama-1b", *CPU, "--memory", "armt"],
+            "--memory is for --preset small",
+        ),
         (["diagonal", "--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["diagonal", "--device", "cpu", "--impl", "triton"], "needs an NVIDIA GPU"),
         (["kernels", "--operation", "rms_nrm"], "did you mean 'rms_norm'?"),
@@ -223,6 +228,9 @@ def test_an_absent_gpu_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     code, _, err = run("diagonal", "--device", "cuda")
     assert code == 2
     assert "torch finds no GPU here" in err
+    code, _, err = run("diagonal", "--preset", "llama-1b")
+    assert code == 2
+    assert "--preset llama-1b is for a GPU, and torch finds none" in err
 
 
 def test_help_names_every_option(run: Run) -> None:
