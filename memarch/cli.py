@@ -435,18 +435,34 @@ def study_show(name: str, storage: Path, as_json: bool) -> None:
 @study.command(name="report")
 @click.argument("name")
 @storage_option
-@click.option("--open/--no-open", "open_page", default=False, help="Open the page in a browser.")
+@click.option(
+    "--format",
+    type=click.Choice(["html", "md", "tex", "csv"]),
+    default="html",
+    show_default=True,
+    help="The page; its tables as Markdown or LaTeX; or one row a trial.",
+)
+@click.option(
+    "--png",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Also write every picture to this folder.",
+)
+@click.option("--open/--no-open", "open_page", default=False, help="Open it, in a browser.")
 @json_option
-def study_report(name: str, storage: Path, open_page: bool, as_json: bool) -> None:
-    """Write report.html of a study: leaderboard, front of recall against state, curves, costs.
+def study_report(
+    name: str, storage: Path, format: str, png: Path | None, open_page: bool, as_json: bool
+) -> None:
+    """Write a study's report: leaderboard, fronts, what mattered, slices, curves, costs.
 
     \b
     memarch study report my_study --open
+    memarch study report my_study --png pictures
+    memarch study report my_study --format csv
     """
     from memarch.studies.report import write_report
     from memarch.studies.store import find_study
 
-    path = write_report(find_study(storage, name).path)
+    path = write_report(find_study(storage, name).path, format, png)
     if open_page:
         click.launch(str(path))
     if as_json:

@@ -14,8 +14,21 @@ from html import escape
 LIGHT = ("#2a78d6", "#d9581f", "#138a5e", "#b07a00", "#c2487f", "#5b4bc4", "#007d8a", "#8a5a2b")
 DARK = ("#5b9df0", "#f08a55", "#3fc493", "#e0b040", "#ee86b5", "#a096f5", "#45c2cf", "#cf9f6d")
 
-_LIGHT_INK = {"surface": "#ffffff", "ink": "#1d2330", "muted": "#667085", "grid": "#e6e9ef"}
-_DARK_INK = {"surface": "#12161d", "ink": "#e8ecf3", "muted": "#97a2b4", "grid": "#2a313d"}
+_LIGHT_INK = {
+    "surface": "#ffffff",
+    "ink": "#1d2330",
+    "muted": "#5f6b80",
+    "grid": "#e6e9ef",
+}
+_DARK_INK = {
+    "surface": "#12161d",
+    "ink": "#e8ecf3",
+    "muted": "#97a2b4",
+    "grid": "#2a313d",
+}
+LIGHT_VARIABLES = {f"--{name}": value for name, value in _LIGHT_INK.items()} | {
+    f"--c{index}": colour for index, colour in enumerate(LIGHT)
+}
 
 
 def _variables(ink: dict[str, str], colours: Sequence[str]) -> str:
@@ -24,24 +37,59 @@ def _variables(ink: dict[str, str], colours: Sequence[str]) -> str:
     return "".join(f"{name}:{value};" for name, value in named.items())
 
 
+HEAT = 10
+"""Steps of the scale of a heat map: classes `h0` to `h9`."""
+
+RULES: dict[str, dict[str, str]] = {
+    "text": {"fill": "var(--muted)"},
+    "text.ink": {"fill": "var(--ink)"},
+    "text.strong": {"font-weight": "600"},
+    "text.on": {"fill": "var(--surface)"},
+    ".grid": {"stroke": "var(--grid)", "stroke-width": "1"},
+    ".axis": {"stroke": "var(--muted)", "stroke-width": "1"},
+    ".floor": {"stroke": "var(--muted)", "stroke-width": "1.2", "stroke-dasharray": "5 4"},
+    ".front": {
+        "fill": "none",
+        "stroke": "var(--ink)",
+        "stroke-width": "1.6",
+        "stroke-opacity": ".55",
+    },
+    ".curve": {"fill": "none", "stroke-width": "1.6", "stroke-linejoin": "round"},
+    **{f".c{i}": {"fill": f"var(--c{i})"} for i in range(8)},
+    **{f".s{i}": {"stroke": f"var(--c{i})"} for i in range(8)},
+    ".cx": {"fill": "var(--muted)"},
+    ".sx": {"stroke": "var(--muted)"},
+    ".mark": {"stroke": "var(--surface)", "stroke-width": "1.2"},
+    ".mark.hollow": {"fill": "var(--surface)", "stroke-width": "2"},
+    **{f".mark.hollow.s{i}": {"stroke": f"var(--c{i})"} for i in range(8)},
+    ".mark.hollow.sx": {"stroke": "var(--muted)"},
+    ".ring": {"fill": "none", "stroke": "var(--ink)", "stroke-width": "1.4"},
+    ".whisker": {"stroke-width": "1.8"},
+    ".middle": {"stroke": "var(--ink)", "stroke-width": "2", "stroke-opacity": ".7"},
+    ".track": {"fill": "var(--grid)"},
+    **{
+        f".h{i}": {
+            "fill": f"color-mix(in srgb,var(--c0) {6 + 94 * i // (HEAT - 1)}%,var(--surface))"
+        }
+        for i in range(HEAT)
+    },
+    ".void": {"fill": "none", "stroke": "var(--grid)"},
+}
+"""What the classes mean: the page's style, and what `studies.png` draws by."""
+
 STYLE = (
     f":root{{color-scheme:light dark;{_variables(_LIGHT_INK, LIGHT)}}}"
     f"@media(prefers-color-scheme:dark){{:root{{{_variables(_DARK_INK, DARK)}}}}}"
-    "svg text{font:12px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:var(--muted)}"
-    "svg text.ink{fill:var(--ink)}svg text.strong{font-weight:600}"
-    "svg .grid{stroke:var(--grid);stroke-width:1}svg .axis{stroke:var(--muted);stroke-width:1}"
-    "svg .floor{stroke:var(--muted);stroke-width:1.2;stroke-dasharray:5 4}"
-    "svg .front{fill:none;stroke:var(--ink);stroke-width:1.6;stroke-opacity:.55}"
-    "svg .curve{fill:none;stroke-width:1.6;stroke-linejoin:round}"
-    "svg .mark{stroke:var(--surface);stroke-width:1.2}"
-    "svg .mark.hollow{fill:var(--surface);stroke-width:2}"
-    "svg .ring{fill:none;stroke:var(--ink);stroke-width:1.4}"
-    + "".join(f"svg .c{i}{{fill:var(--c{i})}}svg .s{i}{{stroke:var(--c{i})}}" for i in range(8))
-    + "svg .cx{fill:var(--muted)}svg .sx{stroke:var(--muted)}"
+    f":root[data-theme=light]{{color-scheme:light;{_variables(_LIGHT_INK, LIGHT)}}}"
+    f":root[data-theme=dark]{{color-scheme:dark;{_variables(_DARK_INK, DARK)}}}"
+    "svg text{font:12px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}"
+    + "".join(
+        f"svg {selector}{{{';'.join(f'{key}:{value}' for key, value in rule.items())}}}"
+        for selector, rule in RULES.items()
+    )
 )
-"""What the classes mean."""
 
-CHARACTER = 6.4
+CHARACTER = 6.9
 """Width of a character of a label, about."""
 
 
@@ -84,10 +132,24 @@ def power_ticks(low: float, high: float, count: int = 7) -> list[float]:
     return [2.0**power for power in range(first, last + 1, stride)]
 
 
+def decade_ticks(low: float, high: float, count: int = 7) -> list[float]:
+    """1, 2 and 5 times powers of ten that cover the interval; powers alone where it is long."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    last = max(last, first + 1)
+    if last - first > 2:
+        stride = max(1, math.ceil((last - first) / count))
+        last = first + stride * math.ceil((last - first) / stride)
+        return [10.0**power for power in range(first, last + 1, stride)]
+    ticks = [m * 10.0**power for power in range(first, last) for m in (1, 2, 5)] + [10.0**last]
+    start = max(tick for tick in ticks if tick <= low * (1 + 1e-9))
+    end = min(tick for tick in ticks if tick >= high * (1 - 1e-9))
+    return [tick for tick in ticks if start <= tick <= max(end, 2 * start)]
+
+
 def tick_text(value: float) -> str:
     """A tick's label: `0.5`, `1,500`, `20k`."""
     if abs(value) >= 10_000:
-        for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= size:
                 return f"{value / size:g}{unit}"
     return f"{value:,.10g}"
@@ -104,13 +166,14 @@ def element(name: str, content: str = "", /, **attributes: object) -> str:
 
 
 def _attribute(value: object) -> str:
-    return (
-        f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else escape(str(value))
-    )
+    if isinstance(value, float):
+        return f"{value:.1f}".removesuffix(".0")
+    return escape(str(value))
 
 
-def marker(shape: int, x: float, y: float, size: float = 5.5, **attributes: object) -> str:
+def marker(shape: int, x: float, y: float, size: float = 5.5, /, **attributes: object) -> str:
     """One of five shapes, so that series differ in more than colour."""
+    x, y = round(x, 1), round(y, 1)
     if shape % 5 == 0:
         return element("circle", cx=x, cy=y, r=size, **attributes)
     corners = {
@@ -189,8 +252,10 @@ class Canvas:
         places = [
             (x - width / 2, y - 15),
             (x + 14, y + 4),
+            (x + 14, y + 20),
             (x - 6, y - 15),
             (x - width - 14, y + 4),
+            (x - width - 14, y + 20),
             (x - width / 2, y + 24),
         ]
         for left, base in places:
@@ -206,14 +271,14 @@ class Canvas:
         """Keep labels away from a mark."""
         self.taken.append((x - size, y - size, x + size, y + size))
 
-    def svg(self, title: str, *, standalone: bool = False) -> str:
-        """The whole chart."""
+    def svg(self, title: str, *, standalone: bool = False, sized: bool = False) -> str:
+        """The whole chart: by itself with its style, or for a page, as wide as its place is."""
         style = f"<style>{STYLE}</style>" if standalone else ""
         surface = ""
         if standalone:
             surface = '<rect width="100%" height="100%" fill="var(--surface)" rx="8"/>'
         body = f"<title>{escape(title)}</title>{style}{surface}{''.join(self.parts)}"
-        size = f'width="{self.width}" height="{self.height}"' if standalone else ""
+        size = f'width="{self.width}" height="{self.height}"' if standalone or sized else ""
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
             f'{size} role="img" aria-label="{escape(title)}">{body}</svg>'

@@ -1,214 +1,177 @@
-"""The pictures of a study's report, and the records that they and the page are made from.
+"""The pictures of scores: against a cost with the front and the floors, and over training.
 
-Everything comes from the JSON files in the study's folder, so any process can draw it at any time.
+Every mark says which trial (`data-t`) and which variant (a class) it belongs to: the page's script
+shows all values of what the pointer is on, and shows and hides variants by it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from html import escape
-from pathlib import Path
-from typing import Any
+from itertools import pairwise
 
 from memarch.studies import leaderboard as board
-from memarch.studies.charts import (
-    CHARACTER,
-    Canvas,
-    Scale,
-    element,
-    marker,
-    nice_ticks,
-    power_ticks,
-    tick_text,
+from memarch.studies.charts import Canvas, Scale, element, marker, nice_ticks, tick_text
+from memarch.studies.report_axes import (
+    amount,
+    cost_axis,
+    draw_floors,
+    heading,
+    plain_axis,
+    score_axis,
 )
-from memarch.studies.store import StudyFolder, read_json, show_study
+from memarch.studies.report_records import AXES, Records, Trial, label, score_of
 
-Trial = Mapping[str, Any]
-Curve = list[tuple[float, float]]
+COSTS = ("cost/state_bytes", "cost/flops_per_token", "cost/parameters", "cost/wall_seconds")
+"""What the main objective is drawn against, where it differs between trials."""
 
 
 @dataclass(frozen=True)
-class Records:
-    """What the page is made from."""
+class Mark:
+    """A setting in a scatter plot: its median, and its range over seeds."""
 
-    folder: Path
-
-    @cached_property
-    def document(self) -> dict[str, Any]:
-        return show_study(self.folder.name, self.folder.parent.parent)
-
-    @cached_property
-    def study(self) -> StudyFolder:
-        return StudyFolder(self.folder.parent.parent, self.folder.name)
-
-    @cached_property
-    def info(self) -> dict[str, Any]:
-        return self.study.info
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """The section `study`, with defaults."""
-        return dict((read_json(self.folder / "resolved.json") or {}).get("study") or {})
+    trial: Trial
+    x: float
+    y: float
+    low: float
+    high: float
 
     @property
-    def trials(self) -> list[Trial]:
-        return list(self.document["trials"])
-
-    @cached_property
-    def metric(self) -> str:
-        return board.main_objective(self.document)[0]
-
-    @cached_property
-    def floors(self) -> dict[str, float]:
-        return board.floors(self.trials, self.metric)
-
-    @cached_property
-    def source(self) -> str:
-        path = self.folder / "study.yaml"
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-    @cached_property
-    def question(self) -> str:
-        """`study.question`, else the comment that opens the file, up to its first empty line."""
-        if self.settings.get("question"):
-            return str(self.settings["question"])
-        words = []
-        for line in self.source.splitlines():
-            if not line.startswith("#") or not line.strip("# "):
-                break
-            words.append(line.strip("# "))
-        return " ".join(words)
-
-    @cached_property
-    def variants(self) -> list[str]:
-        """In the order of the first trial of each; baselines last."""
-        names = dict.fromkeys(trial["variant"] or "" for trial in self.trials)
-        return sorted(names, key=lambda name: name in board.BASELINES)
-
-    def colour(self, variant: str) -> str:
-        """The colour's class suffix: `x` for baselines."""
-        if variant in board.BASELINES:
-            return "x"
-        return str([v for v in self.variants if v not in board.BASELINES].index(variant) % 8)
-
-    def shape(self, variant: str) -> int:
-        return self.variants.index(variant)
-
-    def curve(self, trial: Trial) -> Curve:
-        """(step, objective) over training; of several attempts the last word on each step."""
-        points = {
-            float(line["step"]): float(line["metrics"][self.metric])
-            for line in self.study.trial(trial["number"]).progress()
-            if line.get("metrics", {}).get(self.metric) is not None
-        }
-        return sorted(points.items())
+    def complete(self) -> bool:
+        return bool(self.trial["state"] == "complete")
 
 
-def front(records: Records, *, standalone: bool = False) -> str:
-    """Score against state size. Models without state stand left of the logarithmic axis."""
+def horizontals(records: Records) -> list[str]:
+    """What the main objective can be drawn against: other objectives, and costs that differ."""
+    names = dict.fromkeys([*COSTS[:1], *list(records.goals)[1:], *COSTS[1:]])
+    found = []
+    for name in names:
+        values = {board.score(trial, name) for trial in records.complete} - {None}
+        if len(values) > 1 or (values and name == COSTS[0]):
+            found.append(name)
+    return found
+
+
+def front(records: Records) -> list[Mark]:
+    """Settings that no other beats in main objective and bytes of state, small first."""
+    return _front(records, _marks(records, COSTS[0]), COSTS[0])
+
+
+def scatter(records: Records, against: str, *, standalone: bool = False) -> str:
+    """The main objective against another figure. Without state is left of the logarithmic axis."""
     canvas = Canvas(760, 430)
-    trials = [t for t in board.finished(records.document) if state_of(t) is not None]
-    title = f"{records.metric} against bytes of state per sample"
-    if not trials:
+    marks = _marks(records, against)
+    title = f"{records.metric} against {heading(against)}"
+    if not marks:
         canvas.text(380, 215, "no trial has finished yet", anchor="middle")
         return canvas.svg(title, standalone=standalone)
-    y = _score_axis(canvas, records, [score_of(records, trial) for trial in trials], records.metric)
-    x = _state_axis(canvas, trials)
-    _draw_floors(canvas, records.floors, y)
-    front = board.state_front(records.document)
-    points = [(x(state_of(trial) or 0.0), y(score_of(records, trial))) for trial in front]
-    if len(points) > 1:
-        path = f"M{points[0][0]:.1f},{points[0][1]:.1f}"
-        path += "".join(f"H{px:.1f}V{py:.1f}" for px, py in points[1:])
+    reached = [value for mark in marks for value in (mark.low, mark.high)]
+    y = score_axis(canvas, reached, records.metric, floors=list(records.floors.values()))
+    horizontal = [mark.x for mark in marks]
+    axis = cost_axis if board.is_cost(against) else plain_axis
+    x = axis(canvas, against, horizontal)
+    draw_floors(canvas, records.floors, y)
+    best = _front(records, marks, against)
+    steps = [(x(mark.x), y(mark.y)) for mark in best]
+    if len(steps) > 1:
+        path = f"M{steps[0][0]:.1f},{steps[0][1]:.1f}"
+        path += "".join(f"H{px:.1f}V{py:.1f}" for px, py in steps[1:])
+        for (x0, y0), (x1, y1) in pairwise(steps):
+            canvas.taken += [(x0, y0 - 2, x1, y0 + 2), (x1 - 2, min(y0, y1), x1 + 2, max(y0, y1))]
         canvas.add(element("path", d=path, class_="front"))
-    chosen = {trial["number"] for trial in front}
-    for trial in sorted(trials, key=lambda t: t["number"] in chosen):
-        _draw_trial(canvas, records, trial, x, y, on_front=trial["number"] in chosen)
-    for trial, point in zip(front, points, strict=True):
-        if not board.is_baseline(trial):
-            canvas.label(*point, _short(records, trial))
-    for trial in {trial["variant"]: trial for trial in trials if board.is_baseline(trial)}.values():
-        words = f"{trial['variant']} ({board.BASELINES[trial['variant']]})"
-        canvas.label(x(state_of(trial) or 0.0), y(score_of(records, trial)), words, "muted")
+    for mark in sorted(marks, key=lambda mark: mark in best):
+        _draw(canvas, records, mark, x, y, ring=mark in best, tips=standalone)
+    for mark, point in zip(best, steps, strict=True):
+        if not board.is_baseline(mark.trial):
+            canvas.label(*point, f"{mark.trial['variant'] or 'trial'} {mark.trial['number']:03d}")
+    for mark in {mark.trial["variant"]: mark for mark in marks}.values():
+        if board.is_baseline(mark.trial):
+            words = f"{mark.trial['variant']} ({board.BASELINES[mark.trial['variant']]})"
+            canvas.label(x(mark.x), y(mark.y), words, "muted")
     if standalone:
-        _legend_in(canvas, records, trials)
+        _legend_in(canvas, records, {mark.trial["variant"] or "" for mark in marks})
     return canvas.svg(title, standalone=standalone)
 
 
-def _draw_trial(
-    canvas: Canvas, records: Records, trial: Trial, x: Any, y: Scale, *, on_front: bool
+def _marks(records: Records, against: str) -> list[Mark]:
+    marks = []
+    for point in records.points:
+        x, y = point.middle(against), point.middle(records.metric)
+        if x is not None and y is not None:
+            values = point.values(records.metric)
+            marks.append(Mark(point.first, x, y, values[0], values[-1]))
+    for trial in records.ranked:
+        at = board.score(trial, against)
+        if trial["state"] != "complete" and at is not None:
+            value = score_of(records, trial)
+            marks.append(Mark(trial, at, value, value, value))
+    return marks
+
+
+def _front(records: Records, marks: Sequence[Mark], against: str) -> list[Mark]:
+    less = -1 if records.goals.get(against) == "maximize" else 1
+    more = 1 if records.maximize else -1
+    found: list[Mark] = []
+    for mark in sorted(marks, key=lambda m: (less * m.x, -more * m.y, m.trial["number"])):
+        if mark.complete and (not found or more * mark.y > more * found[-1].y):
+            found.append(mark)
+    return found
+
+
+def _draw(
+    canvas: Canvas,
+    records: Records,
+    mark: Mark,
+    x: Callable[[float], float],
+    y: Scale,
+    *,
+    ring: bool,
+    tips: bool,
 ) -> None:
-    variant = trial["variant"] or ""
-    px, py, colour = x(state_of(trial) or 0.0), y(score_of(records, trial)), records.colour(variant)
-    hollow = board.is_baseline(trial)
-    mark = marker(
-        records.shape(variant),
-        px,
-        py,
-        class_=f"mark hollow s{colour}" if hollow else f"mark c{colour}",
-        opacity=None if trial["state"] == "complete" else 0.35,
-    )
-    ring = element("circle", cx=px, cy=py, r=9.5, class_="ring") if on_front else ""
-    canvas.add(element("g", f"<title>{escape(tip(records, trial))}</title>{ring}{mark}"))
+    px, py = x(mark.x), y(mark.y)
+    parts = [f"<title>{escape(tip(records, mark.trial))}</title>"] if tips else []
+    if mark.high > mark.low:
+        colour = records.colour(mark.trial["variant"] or "")
+        ends = {"x1": px, "x2": px, "y1": y(mark.low), "y2": y(mark.high)}
+        parts.append(element("line", **ends, class_=f"whisker s{colour}"))
+    if ring:
+        parts.append(element("circle", cx=px, cy=py, r=9.5, class_="ring"))
+    parts.append(trial_mark(records, mark.trial, px, py))
+    canvas.add(element("g", "".join(parts), **_owner(records, mark.trial)))
     canvas.occupy(px, py)
 
 
-def _state_axis(canvas: Canvas, trials: Sequence[Trial]) -> Any:
-    """The horizontal axis in bytes; a position for every size, none included."""
-    sizes = [size for trial in trials if (size := state_of(trial))]
-    some_without = len(sizes) < len(trials)
-    start = canvas.left + (96 if some_without else 24)
-    end = canvas.width - canvas.right - 24
-    ticks = power_ticks(min(sizes), max(sizes)) if sizes else []
-    scale = Scale(ticks[0], ticks[-1], start, end, log=True) if ticks else None
-    none = canvas.left + 26.0
-    labels = [(none, "none")] if some_without else []
-    labels += [(scale(tick), board.size(tick)) for tick in ticks] if scale else []
-    canvas.x_axis(labels, "state per sample (logarithmic)")
-
-    def position(size: float) -> float:
-        return scale(size) if scale and size > 0 else none
-
-    return position
+def _owner(records: Records, trial: Trial) -> dict[str, object]:
+    """What the page's script knows a mark by."""
+    group = records.group(trial["variant"] or "")
+    return {"class_": group, "data_t": trial["number"]}
 
 
-def _score_axis(canvas: Canvas, records: Records, values: Sequence[float], title: str) -> Scale:
-    """The vertical axis: 0 to 1 for shares, else what the values and the floors need."""
-    everything = [*values, *records.floors.values()]
-    low, high = min(everything), max(everything)
-    share = low >= 0 and high <= 1 and board.main_objective(records.document)[1]
-    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1.0] if share else nice_ticks(low, high)
-    base = canvas.height - canvas.bottom
-    scale = Scale(ticks[0], ticks[-1], base - (6 if share else 0), canvas.top)
-    canvas.y_axis(scale, ticks, title)
-    return scale
+def trial_mark(records: Records, trial: Trial, x: float, y: float, size: float = 5.5) -> str:
+    """The mark of a trial, pale where it was stopped early or broke a constraint."""
+    variant = trial["variant"] or ""
+    opacity = None if trial["state"] == "complete" else "0.35"
+    look = _look(records, variant)
+    return marker(records.shape(variant), x, y, size, class_=look, opacity=opacity)
 
 
-def _draw_floors(canvas: Canvas, floors: Mapping[str, float], y: Scale) -> None:
-    """Dashed lines; the words of the highest stand above its line, those of the others below."""
-    x0, x1 = canvas.left, canvas.width - canvas.right
-    ordered = sorted(floors.items(), key=lambda item: item[1])
-    for index, (name, value) in enumerate(ordered):
-        at = y(value)
-        canvas.add(element("line", x1=x0, x2=x1, y1=at, y2=at, class_="floor"))
-        canvas.taken.append((x0, at - 1, x1, at + 1))
-        words = f"floor: {name.replace('_', ' ')} {value:.2f}"
-        base = at - 5 if index == len(ordered) - 1 else at + 14
-        canvas.text(x1, base, words, anchor="end")
-        canvas.taken.append((x1 - CHARACTER * len(words), base - 11, x1, base + 3))
+def legend_mark(records: Records, variant: str, x: float, y: float) -> str:
+    return marker(records.shape(variant), x, y, class_=_look(records, variant))
 
 
-def _legend_in(canvas: Canvas, records: Records, trials: Sequence[Trial]) -> None:
+def _look(records: Records, variant: str) -> str:
+    colour = records.colour(variant)
+    return f"mark hollow s{colour}" if variant in board.BASELINES else f"mark c{colour}"
+
+
+def _legend_in(canvas: Canvas, records: Records, shown: set[str]) -> None:
     """The legend of a picture that stands alone, above its frame."""
     shift = 26
     canvas.height += shift
     body = element("g", "".join(canvas.parts), transform=f"translate(0 {shift})")
     canvas.parts = [body]
     left = float(canvas.left)
-    shown = {trial["variant"] or "" for trial in trials}
     for variant in (name for name in records.variants if name in shown):
         canvas.add(legend_mark(records, variant, left + 6, 20))
         words = variant or "model"
@@ -216,75 +179,58 @@ def _legend_in(canvas: Canvas, records: Records, trials: Sequence[Trial]) -> Non
         left += 32 + 6.8 * len(words)
 
 
-def legend_mark(records: Records, variant: str, x: float, y: float) -> str:
-    colour = records.colour(variant)
-    hollow = variant in board.BASELINES
-    class_ = f"mark hollow s{colour}" if hollow else f"mark c{colour}"
-    return marker(records.shape(variant), x, y, class_=class_)
+def axes_of_curves(records: Records) -> list[str]:
+    """What the learning curves can be drawn over."""
+    return [
+        axis
+        for axis in AXES
+        if any(len(records.curve(trial, axis)) > 1 for trial in records.trials)
+    ]
 
 
-def curves(records: Records) -> str:
-    """Objective over training steps: a small chart for each variant, all on the same axes."""
-    curves = {trial["number"]: records.curve(trial) for trial in records.trials}
-    points = [point for curve in curves.values() for point in curve]
+def curves(records: Records, axis: str = "steps") -> list[tuple[str, str]]:
+    """Objective over training, by variant: a small chart for each, all on the same axes."""
+    lines = {trial["number"]: records.curve(trial, axis) for trial in records.trials}
+    points = [point for line in lines.values() for point in line]
     if not points:
-        return ""
-    last = max(step for step, _ in points)
-    best = {t["variant"]: t["number"] for t in reversed(board.ranked(records.document))}
+        return []
+    last, values = max(at for at, _ in points), [value for _, value in points]
+    best = {trial["variant"] or "": trial["number"] for trial in records.best_of_variants}
     charts = []
     for variant in records.variants:
-        own = [t for t in records.trials if (t["variant"] or "") == variant and curves[t["number"]]]
+        own = [t for t in records.trials if (t["variant"] or "") == variant and lines[t["number"]]]
         if not own:
             continue
-        canvas = Canvas(340, 220, left=44, right=22, top=26, bottom=34)
-        y = _score_axis(canvas, records, [value for _, value in points], "")
+        canvas = Canvas(340, 226, left=44, right=22, top=26, bottom=40)
+        y = score_axis(canvas, values, "", floors=list(records.floors.values()))
         ticks = nice_ticks(0, last, 4)
         x = Scale(0, ticks[-1], canvas.left, canvas.width - canvas.right)
-        canvas.x_axis([(x(tick), tick_text(tick)) for tick in ticks])
+        canvas.x_axis([(x(tick), tick_text(tick)) for tick in ticks], axis)
         canvas.text(canvas.left, 14, variant or "model", class_="ink strong")
         canvas.text(canvas.width - canvas.right, 14, _count(len(own), "trial"), anchor="end")
-        for value in records.floors.values():
-            at = y(value)
-            x0, x1 = canvas.left, canvas.width - canvas.right
-            canvas.add(element("line", x1=x0, x2=x1, y1=at, y2=at, class_="floor"))
+        draw_floors(canvas, records.floors, y, words=False)
         for trial in sorted(own, key=lambda t: t["number"] == best.get(variant)):
-            line = " ".join(f"{x(step):.1f},{y(v):.1f}" for step, v in curves[trial["number"]])
-            title = f"<title>{escape(tip(records, trial))}</title>"
-            class_ = f"curve s{records.colour(variant)}"
             strong = trial["number"] == best.get(variant) or len(own) == 1
-            drawn = element("polyline", title, points=line, class_=class_)
-            canvas.add(element("g", drawn, opacity=1 if strong else 0.4))
-        charts.append(f"<figure>{canvas.svg(f'{records.metric} of {variant} over steps')}</figure>")
-    return f'<div class="multiples">{"".join(charts)}</div>'
-
-
-def state_of(trial: Trial) -> float | None:
-    return board.score(trial, "cost/state_bytes")
-
-
-def score_of(records: Records, trial: Trial) -> float:
-    value = board.score(trial, records.metric)
-    return math.nan if value is None else value
-
-
-def label(trial: Trial) -> str:
-    drawn = board.settings(trial)
-    return f"{trial['number']:03d} {trial['variant'] or ''}".strip() + (
-        f" ({drawn})" if drawn else ""
-    )
-
-
-def _short(records: Records, trial: Trial) -> str:
-    return f"{trial['variant'] or 'trial'} {trial['number']:03d}"
+            opacity = None if strong else f"{max(0.12, 0.5 - len(own) / 200):.2f}"
+            line = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in lines[trial["number"]])
+            look = f"curve s{records.colour(variant)}"
+            drawn = element(
+                "polyline", points=line, class_=look, opacity=opacity, data_t=trial["number"]
+            )
+            canvas.add(drawn)
+        charts.append((variant, canvas.svg(f"{records.metric} of {variant} over {axis}")))
+    return charts
 
 
 def tip(records: Records, trial: Trial) -> str:
+    """What a picture that stands alone says of a trial."""
     lines = [label(trial)]
     if board.score(trial, records.metric) is not None:
         lines.append(f"{records.metric}: {score_of(records, trial):.4f}")
-    for name, heading in board.COSTS.items():
-        if board.score(trial, name) is not None:
-            lines.append(f"{heading}: {board.cost(trial, name)}")
+    for name, words in board.COSTS.items():
+        value = board.score(trial, name)
+        if value is not None:
+            lines.append(f"{words}: {amount(name, value)}")
     return "\n".join(lines)
 
 

@@ -1,29 +1,50 @@
-"""A study's report: one HTML page that needs nothing else, and its main picture as an SVG file.
+"""A study's report: one HTML page that needs nothing else, and its pictures as SVG and PNG files.
 
-The page holds the question, the leaderboard with floors and baselines, the front of the objective
-against bytes of state, learning curves, costs, what failed and why, and how to run it again. It is
-made from the JSON files in the study's folder alone, so any process can write it at any time.
+The page holds the question, what was searched, the leaderboard with floors and baselines, fronts of
+the objective against costs, what mattered, slices and heat maps, learning curves, costs, what
+failed and why, and how to run it again. It is made from the JSON files in the study's folder alone,
+so any process can write it at any time.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from memarch.studies import leaderboard as board
+from memarch.studies import pictures
+from memarch.studies import report_tables as tables
 from memarch.studies.charts import STYLE, Canvas
-from memarch.studies.pictures import Records, Trial, curves, front, label, legend_mark, score_of
+from memarch.studies.importance import importances
+from memarch.studies.png import write_png
+from memarch.studies.report_axes import heading
+from memarch.studies.report_bars import importance_bars
+from memarch.studies.report_formats import FORMATS
 from memarch.studies.report_page import PAGE
+from memarch.studies.report_records import Records, Trial
+from memarch.studies.report_slices import heat_maps, slices
+from memarch.studies.report_text import answer, command
 from memarch.studies.store import write_text
 
+Charts = list[tuple[str, str]]
+"""Names and SVG."""
 
-def write_report(folder: Path) -> Path:
-    """Write `report.html` and `front.svg` into a study's folder; the path of the page."""
+
+def write_report(folder: Path, format: str = "html", png: Path | None = None) -> Path:
+    """Write `report.html` and `front.svg`, or the tables in another format, into a study's folder,
+    and the pictures as PNG files into another if asked; the path of the report."""
     records = Records(Path(folder))
+    if png is not None:
+        for name, chart in all_pictures(records):
+            write_png(png / f"{_file_name(name)}.png", chart)
+    if format != "html":
+        path = records.folder / f"report.{format}"
+        write_text(path, FORMATS[format](records))
+        return path
     write_text(records.folder / "front.svg", front_svg(records.folder) + "\n")
     page = records.folder / "report.html"
     write_text(page, _page(records))
@@ -32,24 +53,52 @@ def write_report(folder: Path) -> Path:
 
 def front_svg(folder: Path) -> str:
     """Objective against bytes of state, floors drawn, front marked: a file of its own."""
-    return front(Records(Path(folder)), standalone=True)
+    return pictures.scatter(Records(Path(folder)), pictures.COSTS[0], standalone=True)
+
+
+def all_pictures(records: Records) -> Iterator[tuple[str, str]]:
+    """Every picture of the page, each by itself, with a name."""
+    for against in pictures.horizontals(records):
+        name = "front" if against == pictures.COSTS[0] else f"against {heading(against)}"
+        yield name, pictures.scatter(records, against, standalone=True)
+    for goal in records.goals:
+        shares = importances(records, goal)
+        for group, chart in importance_bars(records, shares):
+            yield f"importance {_of(records, goal)}{group}", chart
+        for name, chart in slices(records, goal):
+            yield f"slice {_of(records, goal)}{name}", chart
+    for variant in records.variants:
+        for title, chart in heat_maps(records, variant, records.metric):
+            yield f"map {variant} {title}", chart
+    for axis in pictures.axes_of_curves(records):
+        for variant, chart in pictures.curves(records, axis):
+            yield f"curves {variant or 'model'} over {axis}", chart
+
+
+def _of(records: Records, goal: str) -> str:
+    return "" if len(records.goals) == 1 else f"{goal} "
+
+
+def _file_name(words: str) -> str:
+    kept = (c if c.isalnum() or c in "-." else "_" for c in words.replace("…", ""))
+    return "".join(kept).strip("_")
 
 
 def _page(records: Records) -> str:
+    sections = [(title, note, body) for title, note, body in _sections(records) if body]
+    contents = "".join(
+        f'<a href="#{_file_name(title)}">{escape(title)}</a>' for title, _, _ in sections
+    )
     parts = {
         "style": STYLE,
         "name": escape(records.document["name"]),
         "question": f"<p class=question>{escape(records.question)}</p>" if records.question else "",
         "facts": _facts(records),
-        "answer": _answer(records),
-        "leaderboard": _leaderboard(records),
-        "front": front(records),
+        "answer": answer(records),
+        "contents": f"<nav>{contents}</nav>",
         "legend": _legend(records),
-        "curves": _section("Learning curves", curves(records), _CURVES.format(records.metric)),
-        "test": _section("Test scores of the finalists", _test(records), _TEST),
-        "costs": _section("Costs", _costs(records), _COSTS),
-        "failed": _section("What did not finish", _failed(records), ""),
-        "reproduce": _reproduce(records),
+        "sections": "".join(_section(*each) for each in sections),
+        "data": _data(records),
     }
     text = PAGE
     for name, part in parts.items():
@@ -57,19 +106,87 @@ def _page(records: Records) -> str:
     return text
 
 
-_CURVES = "{} over training steps; the variant's best trial is drawn strong, floors are dashed."
+def _section(title: str, note: str, body: str) -> str:
+    words = f"<p class=note>{escape(note)}</p>" if note else ""
+    return f'<section id="{_file_name(title)}"><h2>{escape(title)}</h2>{words}{body}</section>'
+
+
+def _sections(records: Records) -> Iterator[tuple[str, str, str]]:
+    """Title, a note and the content of each part of the page."""
+    fronts = [
+        (heading(against), f'<figure class="wide">{pictures.scatter(records, against)}</figure>')
+        for against in pictures.horizontals(records)
+    ]
+    yield "Score against cost", _FRONT, _tabs(fronts)
+    yield "Leaderboard", "", tables.leaderboard(records)
+    yield "Test scores of the finalists", _TEST, tables.tests(records)
+    bars = [
+        (goal, _multiples(importance_bars(records, importances(records, goal))))
+        for goal in records.goals
+    ]
+    yield "What mattered", _IMPORTANCE, _tabs([(goal, body) for goal, body in bars if body])
+    sliced = [(goal, _multiples(slices(records, goal))) for goal in records.goals]
+    yield "One parameter at a time", _SLICES, _tabs([each for each in sliced if each[1]])
+    maps = [
+        (variant or "model", _multiples(heat_maps(records, variant, records.metric), "fit"))
+        for variant in records.variants
+    ]
+    maps = [each for each in maps if each[1]]
+    yield "Parameters crossed", _MAPS.format(records.metric), _tabs(maps)
+    drawn = [
+        (f"over {axis}", _multiples(_grouped(records, pictures.curves(records, axis))))
+        for axis in pictures.axes_of_curves(records)
+    ]
+    yield "Learning curves", _CURVES.format(records.metric), _tabs(drawn)
+    yield "Costs", _COSTS, tables.costs(records)
+    yield "What did not finish", "", tables.failed(records)
+    yield "What was searched", "", tables.space(records)
+    yield "How to reproduce", "", _reproduce(records)
+
+
+_FRONT = (
+    "Each mark is a setting: the median of its seeds, with a line over their range. Ringed "
+    "settings are the front: no other one is as good for less. Dashed lines are floors, what a "
+    "model without memory can reach. Point at a mark for its values, click to keep them."
+)
 _TEST = "Computed once, after the search; nothing was chosen by them."
+_IMPORTANCE = (
+    "PED-ANOVA over complete trials: how far the best trials (a tenth, and at least five) have "
+    "other values of a parameter than all trials have, as shares of one. A share says how much a "
+    "parameter decided in the range that was searched, not which way; a parameter that only some "
+    "variants have counts in those."
+)
+_SLICES = "Every complete trial; lines join the medians of a variant."
+_MAPS = "Median {} of the trials in each cell; empty cells were not tried."
+_CURVES = "{} over training; the variant's best trial is drawn strong, floors are dashed."
 _COSTS = (
-    "Parameters, state and FLOPs are counted on the model that ran. FLOPs are of the forward pass, "
-    "per input token. Click a heading to sort."
+    f"Of the best {tables.DEAREST} trials at most. Parameters, state and FLOPs are counted on the "
+    "model that ran. FLOPs are of the forward pass, per input token. Click a heading to sort."
 )
 
 
-def _section(title: str, body: str, words: str) -> str:
-    if not body:
+def _grouped(records: Records, charts: Charts) -> Charts:
+    """With the class of the variant that a chart is about, as its name."""
+    return [(records.group(variant), chart) for variant, chart in charts]
+
+
+def _multiples(charts: Charts, look: str = "") -> str:
+    if not charts:
         return ""
-    note = f"<p class=note>{escape(words)}</p>" if words else ""
-    return f"<section><h2>{escape(title)}</h2>{note}{body}</section>"
+    figures = "".join(
+        f'<figure class="{name if name[:1] == "v" and name[1:].isdigit() else ""}">{chart}</figure>'
+        for name, chart in charts
+    )
+    return f'<div class="multiples {look}">{figures}</div>'
+
+
+def _tabs(panels: Sequence[tuple[str, str]]) -> str:
+    """One of several at a time; all of them, under headings, where scripts do not run."""
+    if len(panels) < 2:
+        return "".join(body for _, body in panels)
+    bar = "".join(f'<button role="tab">{escape(name)}</button>' for name, _ in panels)
+    bodies = "".join(f'<div class="panel">{body}</div>' for _, body in panels)
+    return f'<div class="tabs"><div class="bar" role="tablist">{bar}</div>{bodies}</div>'
 
 
 def _facts(records: Records) -> str:
@@ -78,7 +195,7 @@ def _facts(records: Records) -> str:
     for trial in records.trials:
         kind = "drawn again" if board.is_copy(trial) else trial["state"]
         counts[kind] = counts.get(kind, 0) + 1
-    goals = [f"{metric} ({way})" for metric, way in board.objectives(document).items()]
+    goals = [f"{metric} ({way})" for metric, way in records.goals.items()]
     facts = {
         "state": document["state"],
         "design": info.get("design"),
@@ -95,171 +212,81 @@ def _day(seconds: float | None) -> str | None:
     return None if not seconds else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def _answer(records: Records) -> str:
-    """The result in a sentence or two."""
-    rows = [t for t in board.ranked(records.document) if t["state"] == "complete"]
-    if not rows:
-        return "<p class=answer>No trial has finished yet.</p>"
-    best, maximize = board.best_memory(rows), board.main_objective(records.document)[1]
-    value = score_of(records, best)
-    shown = board.figure(best, records.metric, digits=3)
-    state = board.cost(best, "cost/state_bytes")
-    words = [f"<b>{escape(label(best))}</b> is best: {escape(records.metric)} <b>{shown}</b>"]
-    words[0] += f" with {state} of state."
-    if records.floors:
-        name, floor = max(
-            records.floors.items(), key=lambda item: item[1] * (1 if maximize else -1)
+def _legend(records: Records) -> str:
+    """A button for each variant, which shows and hides it everywhere."""
+    entries = []
+    for variant in records.variants:
+        picture = Canvas(16, 16)
+        picture.add(pictures.legend_mark(records, variant, 8, 8))
+        entries.append(
+            f'<button data-v="{records.group(variant)}" aria-pressed="true">'
+            f"{picture.svg(variant or 'model')}{escape(variant or 'model')}</button>"
         )
-        beats = value > floor if maximize else value < floor
-        verb = "beats" if beats else "does <b>not</b> beat"
-        words.append(f"It {verb} the floor of {floor:.3f} ({escape(name.replace('_', ' '))}).")
-    for trial in rows:
-        if board.is_baseline(trial):
-            what = board.BASELINES[trial["variant"]]
-            score = board.figure(trial, records.metric, digits=3)
-            words.append(f"{escape(trial['variant'])} ({what}) has {score}.")
-    return f"<p class=answer>{' '.join(dict.fromkeys(words))}</p>"
-
-
-def _leaderboard(records: Records) -> str:
-    document = records.document
-    rows = board.ranked(document)
-    goals, costs = board.columns(document, rows)
-    if not rows:
-        return "<p class=note>No trial has finished yet.</p>"
-    seed = board.several_seeds(document)
-    floor = max(records.floors.values(), default=None)
-    maximize = board.main_objective(document)[1]
-    head = ["rank", "trial", "variant", "settings", *goals, *costs.values()]
-    body = []
-    for rank, trial in enumerate(rows, start=1):
-        cells = [_cell(rank, rank), _cell(f"{trial['number']:03d}", trial["number"])]
-        cells += [_variant(records, trial), _cell(board.settings(trial, seed=seed))]
-        for goal in goals:
-            value = board.score(trial, goal)
-            low = value is not None and floor is not None and maximize and value <= floor
-            class_ = "num low" if low and goal == records.metric else "num strong"
-            cells.append(_cell(board.figure(trial, goal), value, class_))
-        cells += [_cell(board.cost(trial, c), board.score(trial, c), "num") for c in costs]
-        classes = ["baseline"] if board.is_baseline(trial) else []
-        classes += ["best"] if trial["number"] in document["best"] else []
-        body.append(f"<tr class='{' '.join(classes)}'>{''.join(cells)}</tr>")
-    floors = ", ".join(f"{n.replace('_', ' ')} {v:.3f}" for n, v in sorted(records.floors.items()))
-    note = ""
-    if floors:
-        note = f"<p class=note>Floors, which need no memory: {escape(floors)}. A score at or below "
-        note += "the higher one is grey: nothing was recalled. Baselines are in italics.</p>"
-    return note + _table(head, body, right=[*goals, *costs.values()])
-
-
-def _costs(records: Records) -> str:
-    rows = board.ranked(records.document)
-    names = sorted({name for row in rows for name in row["metrics"] if name.startswith("cost/")})
-    if not names:
+    if len(entries) < 2:
         return ""
-    head = ["trial", "variant", *(name.removeprefix("cost/").replace("_", " ") for name in names)]
-    body = []
-    for trial in rows:
-        cells = [_cell(f"{trial['number']:03d}", trial["number"]), _variant(records, trial)]
-        cells += [_cell(board.cost(trial, n), board.score(trial, n), "num") for n in names]
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    return _table(head, body, right=head[2:])
+    hint = '<span class="hint">click hides a variant everywhere, double-click shows it alone'
+    hint += ', <button id="reset">all</button> shows all</span>'
+    return f'<div class="legend">{"".join(entries)}{hint}</div>'
 
 
-def _test(records: Records) -> str:
-    tested = [t for t in board.ranked(records.document) if _tested(t)]
-    if not tested:
-        return ""
-    main = [
-        name
-        for name in sorted({name for trial in tested for name in _tested(trial)})
-        if name.count("/") == 2 and "/floor" not in name
-    ]
-    head = ["trial", "variant", "settings", records.metric, *main]
-    body = []
-    for trial in tested:
-        cells = [_cell(f"{trial['number']:03d}", trial["number"]), _variant(records, trial)]
-        cells.append(_cell(board.settings(trial)))
-        for name in [records.metric, *main]:
-            value = board.score(trial, name)
-            cells.append(_cell(board.cost(trial, name), value, "num"))
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    return _table(head, body, right=head[3:])
+def _data(records: Records) -> str:
+    """All values of all trials, for the page's script; what is equal in all trials is left out."""
+    drawn = dict.fromkeys(
+        name for trial in records.trials for name in trial["params"] if name != "variant"
+    )
+    first = [*records.goals, *(name for name in board.COSTS if name not in records.goals)]
+    seen: dict[str, set[Any]] = {}
+    for trial in records.trials:
+        for name, value in trial["metrics"].items():
+            seen.setdefault(name, set()).add(value)
+    first = [name for name in first if name in seen]
+    rest = sorted(name for name, values in seen.items() if len(values) > 1 and name not in first)
+    trials = {
+        str(trial["number"]): [
+            f"{trial['number']:03d} {trial['variant'] or ''}".strip(),
+            trial["state"],
+            trial["reason"] or "",
+            [_value(trial["params"].get(name)) for name in drawn]
+            + [_value(trial["metrics"].get(name)) for name in [*first, *rest]],
+        ]
+        for trial in records.trials
+    }
+    data = {
+        "names": [*drawn, *first, *rest],
+        "shown": len(drawn) + len(first),
+        "trials": trials,
+    }
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
 
 
-def _tested(trial: Trial) -> list[str]:
-    return [name for name in trial["metrics"] if name.startswith("test/")]
-
-
-def _failed(records: Records) -> str:
-    rows = [t for t in records.trials if t["state"] not in ("complete",)]
-    body = []
-    for trial in rows:
-        cells = [_cell(f"{trial['number']:03d}", trial["number"]), _variant(records, trial)]
-        cells += [_cell(board.settings(trial)), _cell(trial["state"])]
-        cells += [_cell(trial["reason"] or ""), _cell(trial["attempts"], class_="num")]
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    head = ["trial", "variant", "settings", "state", "reason", "attempts"]
-    return _table(head, body, right=["attempts"]) if body else ""
+def _value(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if value == value else "NaN"
+    return value if value is None or isinstance(value, int | str) else board.number(value)
 
 
 def _reproduce(records: Records) -> str:
     """The command, the file, the best trial's whole spec, and the versions it ran with."""
-    info = records.info
-    file = Path(info.get("file") or "study.yaml")
-    command = ["memarch", "study", "run", file.name]
-    if records.document["name"] != (records.settings.get("name") or file.stem):
-        command += ["--as", records.document["name"]]
-    command += ["--set", *info["overrides"]] if info.get("overrides") else []
-    parts = [f"<pre>{escape(shlex.join(command))}</pre>"]
+    parts = [f"<pre>{escape(command(records))}</pre>"]
     if records.source:
         parts.append(_folded("The study file", records.source))
-    rows = board.ranked(records.document)
-    if rows and rows[0].get("spec"):
-        number = rows[0]["number"]
-        spec = json.dumps(rows[0]["spec"], indent=2, ensure_ascii=False)
+    best = records.ranked[0] if records.ranked else None
+    if best is not None and best.get("spec"):
+        number = best["number"]
+        spec = json.dumps(best["spec"], indent=2, ensure_ascii=False)
         parts.append(_folded(f"The whole spec of trial {number:03d}, defaults included", spec))
-        result = records.study.trial(number).result or {}
-        if result.get("versions"):
-            versions = "\n".join(f"{name} {v}" for name, v in result["versions"].items())
-            parts.append(_folded("Versions", versions))
+        parts.append(_folded("Versions", _versions(records, best)))
     return "".join(parts)
+
+
+def _versions(records: Records, trial: Trial) -> str:
+    """What a trial ran with, and the seeds of the study."""
+    result, seeds = records.result(trial), records.settings.get("seeds") or {}
+    lines = {f"seed {kind}": seed for kind, seed in seeds.items()}
+    lines |= {key: result[key] for key in ("threads", "schedule", "commit") if result.get(key)}
+    lines |= result.get("versions") or {}
+    return "\n".join(f"{name} {value}" for name, value in lines.items())
 
 
 def _folded(title: str, text: str) -> str:
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
-
-
-def _legend(records: Records) -> str:
-    entries = []
-    for variant in records.variants:
-        picture = Canvas(16, 16)
-        picture.add(legend_mark(records, variant, 8, 8))
-        entries.append(f"<span>{picture.svg(variant)}{escape(variant or 'model')}</span>")
-    front = "<span><svg viewBox='0 0 22 22'><circle cx=11 cy=11 r=9 class=ring /></svg>front</span>"
-    return f"<div class=legend>{''.join(entries)}{front}</div>"
-
-
-def _variant(records: Records, trial: Trial) -> str:
-    variant = trial["variant"] or ""
-    picture = Canvas(16, 16)
-    picture.add(legend_mark(records, variant, 8, 8))
-    note = f" <small>{board.BASELINES[variant]}</small>" if board.is_baseline(trial) else ""
-    if trial["state"] != "complete":
-        note += f" <small>{escape(trial['state'])}</small>"
-    shown = f"{picture.svg(variant)}{escape(variant or 'model')}{note}"
-    return f"<td class=variant data-v='{escape(variant)}'>{shown}</td>"
-
-
-def _table(head: Sequence[str], body: Iterable[str], right: Sequence[str] = ()) -> str:
-    cells = "".join(
-        f"<th{' class=num' if name in right else ''}>{escape(name)}</th>" for name in head
-    )
-    rows = "".join(body)
-    table = f"<table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>"
-    return f"<div class=scroll>{table}</div>"
-
-
-def _cell(shown: object, value: object = None, class_: str = "") -> str:
-    sort = f' data-v="{escape(str(value))}"' if value is not None else ""
-    return f'<td class="{class_}"{sort}>{escape(str(shown))}</td>'
