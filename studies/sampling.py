@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import random
 import warnings
 from collections.abc import Mapping, Sequence
@@ -38,8 +39,7 @@ VARIANT = "variant"
 SAMPLERS = ("tpe", "random", "grid", "nsga2", "gp", "cmaes", "qmc")
 
 MOST_SUBSETS = 256
-"""A subset range with at most so many subsets is one categorical parameter, else one size and one
-rank a value."""
+"""A subset range with more subsets than this cannot be crossed by a grid."""
 
 MOST_VALUES = 4096
 """An integer range with more values than this cannot be crossed by a grid."""
@@ -52,6 +52,11 @@ class Point:
     variant: str
     draws: Draws
     seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """Equal for points that differ in their seed only."""
+        return json.dumps([self.variant, self.draws], sort_keys=True)
 
 
 def seed_of(*parts: object) -> int:
@@ -107,8 +112,10 @@ def make_sampler(
 class Coder:
     """Points of our space as parameters of Optuna, and back.
 
-    Optuna's categories are scalars, a subset range may need several parameters, and two variants
-    may give one name different ranges, which Optuna refuses: then the variant leads the name.
+    Optuna's categories are scalars, and two variants may give one name different ranges, which
+    Optuna refuses: then the variant leads the name. A subset is one rank a value, `layers.3`, and
+    a size, `layers.size`: the highest ranks are in. Every draw is a subset of an allowed size, and
+    what a sampler learns about one layer holds whatever the others are.
     """
 
     def __init__(self, spaces: Mapping[str, Space]) -> None:
@@ -151,7 +158,7 @@ class Coder:
 
 
 def distributions(name: str, range_: Range) -> dict[str, BaseDistribution]:
-    """The Optuna parameters of one range: one of the same name, but for large subset ranges."""
+    """The Optuna parameters of one range: one of the same name, but for subset ranges."""
     if isinstance(range_, Choice):
         return {name: CategoricalDistribution(_labels(range_.values))}
     if isinstance(range_, Int):
@@ -159,10 +166,9 @@ def distributions(name: str, range_: Range) -> dict[str, BaseDistribution]:
     if isinstance(range_, Float):
         return {name: FloatDistribution(range_.low, range_.high, log=range_.log, step=range_.step)}
     if isinstance(range_, Subset):
-        subsets = _subsets(range_)
-        if subsets is not None:
-            return {name: CategoricalDistribution(_labels(subsets))}
         ranks = {f"{name}.{value}": FloatDistribution(0, 1) for value in range_.values}
+        if range_.low == range_.high:
+            return dict(ranks)
         return {f"{name}.size": IntDistribution(range_.low, range_.high), **ranks}
     raise SpecError(f"a {type(range_).__name__.lower()} range is not drawn by a search", path=name)
 
@@ -172,10 +178,7 @@ def decode(name: str, range_: Range, values: Mapping[str, Any]) -> Any:
     if isinstance(range_, Choice):
         return range_.values[_labels(range_.values).index(values[name])]
     if isinstance(range_, Subset):
-        subsets = _subsets(range_)
-        if subsets is not None:
-            return subsets[_labels(subsets).index(values[name])]
-        size = values[f"{name}.size"]
+        size = values.get(f"{name}.size", range_.low)
         ranked = sorted(range_.values, key=lambda value: -values[f"{name}.{value}"])
         return [value for value in range_.values if value in ranked[:size]]
     return values[name]
@@ -186,11 +189,8 @@ def encode(name: str, range_: Range, value: Any) -> dict[str, Any]:
     if isinstance(range_, Choice):
         return {name: _labels(range_.values)[_index(range_.values, value)]}
     if isinstance(range_, Subset):
-        subsets = _subsets(range_)
-        if subsets is not None:
-            return {name: _labels(subsets)[_index(subsets, value)]}
-        ranks = {f"{name}.{one}": float(one in value) for one in range_.values}
-        return {f"{name}.size": len(value), **ranks}
+        ranks = {f"{name}.{one}": 0.75 if one in value else 0.25 for one in range_.values}
+        return ranks if range_.low == range_.high else {f"{name}.size": len(value), **ranks}
     return {name: value}
 
 
@@ -214,6 +214,14 @@ def _subsets(range_: Subset) -> list[list[Any]] | None:
     every = (list(c) for size in sizes for c in itertools.combinations(range_.values, size))
     subsets = list(itertools.islice(every, MOST_SUBSETS + 1))
     return subsets if len(subsets) <= MOST_SUBSETS else None
+
+
+def grid_size(spaces: Mapping[str, Space]) -> int:
+    """How many points `grid_points` has; an endless range is a SpecError."""
+    return sum(
+        math.prod(len(_finite(name, range_)) for name, range_ in space.items())
+        for space in spaces.values()
+    )
 
 
 def grid_points(spaces: Mapping[str, Space], shuffle: int | None = None) -> list[Point]:
