@@ -25,6 +25,7 @@ from memarch.arch.settings import join, show
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.components.plugins import load_plugins
 from memarch.search_spaces.document import Node, Origin, node_of, read_file
+from memarch.search_spaces.first_points import first_points
 from memarch.search_spaces.patches import REPLACE, expand, merge, nest, parse_override
 from memarch.search_spaces.ranges import Choice, Range, Sample, as_written
 from memarch.search_spaces.resolution import DRAWN, SAMPLED, Mark, Path_, Resolver, refuse_ranges
@@ -208,6 +209,7 @@ class StudyFile:
             same = hashes.setdefault(base.hash, variant)
             if same != variant:
                 notes.append(f"variants {same!r} and {variant!r} are the same model and training")
+        self._check_first()
         notes += [f"{name!r} is searched, but changes nothing" for name in idle if idle[name]]
         return notes + self._unused_vars()
 
@@ -221,6 +223,20 @@ class StudyFile:
             raise origin.error(
                 "is required for a search: {trials: 24}, or hours or flops", "study.budget"
             )
+
+    def _check_first(self) -> None:
+        """Points that are to run first lie in the space."""
+        given = self.study.get("first") or []
+        try:
+            first_points(given, {variant: self.space(variant) for variant in self.variants})
+        except SpecError as error:
+            path = join("study", "first", error.path)
+            origin = self.root.origin
+            for patch in (self.root, *self.overrides):
+                keys = [int(key) if key.isdigit() else key for key in path.split(".")]
+                found = (node for n in range(len(keys), 1, -1) if (node := patch.get(*keys[:n])))
+                origin = next(found, Node({}, origin)).origin
+            raise origin.error(error.message, path) from None
 
     def _try(self, variant: str, first: Mapping[str, Any], name: str, value: Any) -> Resolved:
         try:

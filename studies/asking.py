@@ -1,17 +1,13 @@
 """Which trial comes next, and what came of it: the driver's side of Optuna.
 
-Designs: `search` asks the sampler, after one trial of every variant, and after a point that it had
-drawn before takes a new one of the variant tried least; `grid` crosses every variant
-with all values of its ranges; `all` (and `ablation`) runs every variant once, with ranges drawn
-once from the search seed, a var having one value for all variants. A list of model seeds runs each
-point once per seed: a grid all points with one seed and then with the next, a search each point
-with all seeds in a row. What the n-th trial is follows from n and from the trials told before it.
+`studies.turns` says what is fixed about the next trial, the sampler draws the rest. Trials of
+earlier studies that the sampler learns from (`studies.warm_start`) come first in the storage: the
+numbers of the study's own trials begin after them.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,21 +16,17 @@ import optuna
 import sqlalchemy
 from optuna.trial import TrialState
 
-from memarch.components.errors import SpecError
+from memarch.search_spaces.first_points import first_points
 from memarch.studies.judging import Judge
-from memarch.studies.sampling import (
-    VARIANT,
-    Coder,
-    Draws,
-    Point,
-    Space,
-    grid_points,
-    make_sampler,
-    one_of_each,
-    seed_of,
-    with_seeds,
-)
+from memarch.studies.racing import Race
+from memarch.studies.sampling import Coder, Draws, Point, Space, make_sampler
 from memarch.studies.store import Json, StudyFolder, create_database
+from memarch.studies.turns import Turns
+from memarch.studies.warm_start import add as add_warm_start
+from memarch.studies.warm_start import choose as choose_warm_start
+
+SEED = "memarch.seed"
+"""The model seed of a trial, where it is not the study's first."""
 
 REPEATS = 20
 """A search that drew so many known points in a row has seen its space."""
@@ -62,25 +54,41 @@ class Asking:
     ) -> None:
         self._folder, self._settings, self._judge = folder, settings, judge
         self._coder = Coder(spaces)
-        model, self._search_seed = settings["seeds"]["model"], settings["seeds"]["search"]
-        self._seeds: list[int] = list(model) if isinstance(model, list) else [model]
-        self._points = self._fixed_points()
+        self._search_seed = settings["seeds"]["search"]
+        self._warm = choose_warm_start(folder, settings["warm_start"], self._coder, judge)
+        racing = settings["racing"]
+        self._race = None if racing is None else Race(racing["after"], judge.objective, folder.path)
+        self._turns = Turns(
+            settings,
+            spaces,
+            first=first_points(settings["first"], spaces),
+            more_seeds=folder.info.get("more_seeds", ()),
+            race=self._race,
+        )
+        self._records: Mapping[int, Json] = {}
+        self._notices: list[str] = list(self._warm["notes"])
 
     def open(self, study_id: str) -> list[optuna.trial.FrozenTrial]:
         """Open the storage; the trials that a driver which is gone has not told."""
         self._study = _open(self._folder, study_id, self._judge.objective)
+        add_warm_start(self._study, self._warm, self._coder, self._judge)
         return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def notices(self) -> list[str]:
+        """What people should read: earlier trials that were taken, points that were dropped."""
+        told, self._notices = self._notices, []
+        return told + (self._race.notices() if self._race else [])
 
     @property
     def planned(self) -> int | None:
-        """How many trials the study will have, as far as that is known."""
+        """How many trials the study will have at most, as far as that is known."""
         limit: int | None = self._settings["budget"].get("trials")
-        if self._points is None:
-            return limit
-        return len(self._points) if limit is None else min(limit, len(self._points))
+        planned = self._turns.planned
+        return limit if planned is None else min(planned, limit or planned)
 
     def wants_another(self, records: Mapping[int, Json], seconds: float) -> bool:
-        """Whether the budget, or the space, holds one more trial."""
+        """Whether the budget, or the space, holds one more trial that can start now."""
+        self._records = records
         budget = self._settings["budget"]
         trained = [record for record in records.values() if record["copy_of"] is None]
         flops = sum(record["metrics"].get("cost/train_flops") or 0 for record in records.values())
@@ -88,48 +96,26 @@ class Asking:
             (len(trained), budget.get("trials")),
             (seconds / 3600, budget.get("hours")),
             (flops, budget.get("flops")),
-            (len(records), None if self._points is None else len(self._points)),
         ]
         if any(limit is not None and used >= limit for used, limit in limits):
             return False
-        window = REPEATS * len(self._seeds)
-        latest = [records[number] for number in sorted(records)[-window:]]
-        return len(latest) < window or any(record["copy_of"] is None for record in latest)
+        if self._turns.next(records) is None:
+            return False
+        latest = [records[number] for number in sorted(records)[-REPEATS:]]
+        seen = len(latest) == REPEATS and all(r["copy_of"] is not None for r in latest)
+        return self._turns.planned is not None or not seen
 
     def ask(self) -> Asked:
         """The next trial."""
         trials = self._study.get_trials(deepcopy=False)
         queued = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-        number = queued[0] if queued else len(trials)
-        point, replicate = divmod(number, len(self._seeds))
-        spaces, fixed = self._coder.spaces, {}
-        if self._points is not None:
-            fixed = self._coder.encode(self._points[number])
-        elif replicate:
-            fixed = trials[number - replicate].params
-        elif point < len(spaces) and self._coder.has_variants:
-            fixed = {VARIANT: list(spaces)[point]}
-        elif len(self._seeds) == 1 and _repeated(trials):
-            fixed = self._untried(trials)
-        if fixed and not queued:
-            self._study.enqueue_trial(fixed)
-        self._sample_for(number)
+        if not queued:
+            turn = self._turns.next(self._records) or self._turns.any()
+            if turn.variant is not None or turn.seed != self._turns.seeds[0]:
+                fixed = self._coder.encode(Point(turn.variant or "", turn.draws))
+                self._study.enqueue_trial(fixed, user_attrs={SEED: turn.seed})
+        self._sample_for(queued[0] if queued else len(trials))
         return self._drawn(self._study.ask())
-
-    def _untried(self, trials: list[optuna.trial.FrozenTrial]) -> dict[str, Any]:
-        """A new point of the variant that has the fewest, where the sampler begins to repeat."""
-        seen = {frozenset(trial.params.items()) for trial in trials}
-        tried = Counter(dict(params).get(VARIANT, "") for params in seen)
-        for variant in sorted(self._coder.spaces, key=lambda name: tried[name]):
-            space = {variant: self._coder.spaces[variant]}
-            try:
-                points = grid_points(space, shuffle=seed_of(self._search_seed, len(trials)))
-            except SpecError:  # a range without end: whatever the sampler draws will be new
-                return {VARIANT: variant} if self._coder.has_variants else {}
-            for fixed in map(self._coder.encode, points):
-                if frozenset(fixed.items()) not in seen:
-                    return fixed
-        return {}
 
     def revive(self, frozen: optuna.trial.FrozenTrial) -> Asked:
         """A trial that was asked by another driver: the same number, the same values."""
@@ -159,32 +145,14 @@ class Asking:
 
     def _drawn(self, trial: optuna.Trial) -> Asked:
         variant, draws = self._coder.suggest(trial)
-        seed = self._seeds[trial.number % len(self._seeds)]
-        if self._points is not None:
-            seed = self._points[trial.number].seed
+        seed = int(trial.user_attrs.get(SEED, self._turns.seeds[0]))
+        self._turns.note(trial.number, Point(variant, draws, seed))
         return Asked(trial, variant, draws, seed)
 
     def _sample_for(self, number: int) -> None:
         objectives = len(self._judge.objective)
         sampler = self._settings["sampler"]
         self._study.sampler = make_sampler(sampler, self._search_seed, number, objectives)
-
-    def _fixed_points(self) -> list[Point] | None:
-        """All points of the study in their order, where the design names them; else None."""
-        design, spaces = self._settings["design"], self._coder.spaces
-        if design == "grid":
-            return with_seeds(grid_points(spaces), self._seeds)
-        if design in ("all", "ablation"):
-            return with_seeds(one_of_each(spaces, self._search_seed), self._seeds)
-        if self._settings["sampler"]["type"] == "grid":
-            points = grid_points(spaces, shuffle=self._search_seed)
-            return [Point(p.variant, p.draws, seed) for p in points for seed in self._seeds]
-        return None
-
-
-def _repeated(trials: list[optuna.trial.FrozenTrial]) -> bool:
-    """Whether the latest trial is one that an earlier one was already."""
-    return any(trial.params == trials[-1].params for trial in trials[:-1])
 
 
 def _open(folder: StudyFolder, study_id: str, objective: Mapping[str, str]) -> optuna.Study:

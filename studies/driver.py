@@ -41,6 +41,7 @@ from memarch.studies.judging import Judge, Verdict, failed, share_of_budget
 from memarch.studies.leaderboard import COPY
 from memarch.studies.mailbox import Key, open_mailbox
 from memarch.studies.pool import Pool, Size
+from memarch.studies.provenance import write_origins
 from memarch.studies.pruning import Pruning
 from memarch.studies.ranking import ranking
 from memarch.studies.sampling import one_of_each
@@ -306,7 +307,7 @@ class _Driver:
             self._pass_on_problems()
 
     def _pass_on_problems(self) -> None:
-        for problem in self.tracking.problems():
+        for problem in [*self.tracking.problems(), *self.asking.notices()]:
             self.on_event(events.Notice(problem))
 
     def _end(self) -> StudyResult:
@@ -410,9 +411,11 @@ class _Driver:
         variables = {n: draws[n] for n in resolved.spec.get("vars") or {} if n in draws}
         record["run_name"] = run_name(number, variant, variables)
         record["hash"] = resolved.hash
-        record["copy_of"] = known = self.by_hash.get((resolved.hash, seed))
+        known = None if self.settings["repeat"] else self.by_hash.get((resolved.hash, seed))
+        record["copy_of"] = known
         # `record` of a spec: secrets and places that come from `$env` are not written down.
         write_json(self.folder.trial(number).path / "spec.json", resolved.record)
+        write_origins(self.folder.trial(number).path, resolved.origins)
         trial = _Trial(record, asked.trial, resolved.record)
         self._write(trial)
         if known is None:

@@ -84,7 +84,9 @@ class Race:
             }
         )
         write_json(self._path, self.dropped)
-        self._notices.append(f"racing: the point of trial {numbers[0]} gets no more seeds; {reason}")
+        self._notices.append(
+            f"racing: the point of trial {numbers[0]} gets no more seeds; {reason}"
+        )
 
     def _seen(self, field: Iterable[Entrant]) -> dict[str, tuple[float, float]] | None:
         """The worst and the best value of each objective so far; None where there is none."""
@@ -111,8 +113,8 @@ class Race:
                 sign = 1 if direction == "maximize" else -1
                 better = (
                     f"after {len(entrant.records)} of {entrant.seeds} seeds its median of {name} "
-                    f"can reach {sign * most[0]:.4g}, that of trial {leader.records[0]['number']}'s "
-                    f"point cannot fall behind {sign * least[0]:.4g}"
+                    f"can reach {sign * most[0]:.4g} at best, and at worst "
+                    f"{sign * least[0]:.4g} is that of trial {leader.records[0]['number']}"
                 )
         return better
 

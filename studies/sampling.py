@@ -136,11 +136,15 @@ class Coder:
     def has_variants(self) -> bool:
         return list(self.spaces) != [""]
 
+    def variant_distribution(self) -> dict[str, BaseDistribution]:
+        """The parameter `variant`, where there are variants."""
+        return {VARIANT: CategoricalDistribution(list(self.spaces))} if self.has_variants else {}
+
     def suggest(self, trial: optuna.Trial) -> tuple[str, Draws]:
         """Draw the variant, then what it uses."""
         variant = ""
-        if self.has_variants:
-            variant = str(trial.suggest_categorical(VARIANT, list(self.spaces)))
+        for name, kind in self.variant_distribution().items():
+            variant = str(trial._suggest(name, kind))
         draws: Draws = {}
         for name, range_ in self.spaces[variant].items():
             parameters = distributions(self.names[variant, name], range_)

@@ -29,6 +29,7 @@ from memarch.arch.spec import ModelSpec, Name, normalize_component
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.components.memory import Strict as _Strict
 from memarch.search_spaces.study_file import FindTrial, StudyFile
+from memarch.studies.search_settings import Racing, WarmStart, named_study, switched
 from memarch.studies.stages import CHANGEABLE_TRAIN_KEYS
 from memarch.studies.store import find_spec
 from memarch.studies.tasks.base import TaskSettings, tasks
@@ -260,6 +261,19 @@ class StudySettings(Strict):
     """Trials whose `test/…` metrics are computed after the search."""
     trial_time_limit: Seconds | None = None
     """A trial that runs longer fails."""
+    first: list[dict[str, Any]] = Field(default_factory=list)
+    """Points that a search runs first, such as `{variant: gradmem, num_tokens: 8}`."""
+    warm_start: list[Annotated[WarmStart, BeforeValidator(named_study)]] = Field(
+        default_factory=list
+    )
+    """Earlier studies whose finished trials the sampler learns from: names, or
+    `{study: NAME, top: 20}`."""
+    racing: Annotated[
+        Racing | None, BeforeValidator(switched, json_schema_input_type=bool | Racing | None)
+    ] = None
+    """Give no further seeds to points that cannot win any more."""
+    repeat: bool = False
+    """Run equal specs again, where they otherwise share one result."""
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySettings:
@@ -278,7 +292,27 @@ class StudySettings(Strict):
             _check_metric(name, join("constraints", name), "a constraint")
         if self.sampler.type == "cmaes" and len(self.objective) > 1:
             raise SpecError("cmaes takes one objective; use nsga2, tpe or gp", path="sampler")
+        self._check_search()
         return self
+
+    def _check_search(self) -> None:
+        """First points, earlier studies and racing have something to act on."""
+        draws = self.design == "search" and self.sampler.type != "grid"
+        if self.first and not draws:
+            raise SpecError("a grid runs all its points; `first` goes with a search", path="first")
+        if self.warm_start and (not draws or self.sampler.type in ("random", "qmc")):
+            raise SpecError(
+                "only a search with a sampler that learns has use for earlier trials: tpe, gp, "
+                "nsga2 or cmaes",
+                path="warm_start",
+            )
+        seeds = self.seeds.model if isinstance(self.seeds.model, list) else [self.seeds.model]
+        if self.racing is not None and len(seeds) <= self.racing.after:
+            raise SpecError(
+                f"saves seeds after the first {self.racing.after}, and seeds.model has "
+                f"{len(seeds)}: give more of them, such as [1, 2, 3, 4, 5]",
+                path="racing",
+            )
 
 
 def _check_metric(
