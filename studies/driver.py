@@ -530,6 +530,7 @@ class _Driver:
         record = trial.record
         record["metrics"] = result.get("metrics") or trial.metrics
         record["state"], record["reason"] = trial.verdict or self.judge.verdict(result)
+        record["converged"] = result.get("converged")
         self._write(trial)
         self._tell(trial)
         self.pruning.finish(trial.number, pruned=record["state"] == "pruned")
@@ -548,6 +549,7 @@ class _Driver:
         record, original = trial.record, self.records[trial.record["copy_of"]]
         record["state"], record["metrics"] = original["state"], dict(original["metrics"])
         record["reason"] = f"{COPY}{original['number']}, whose result this is"
+        record["converged"] = original.get("converged")
         self._write(trial)
         self._tell(trial)
         self.tracking.finish(record)

@@ -34,6 +34,7 @@ from memarch.studies.points import (
     own_random_state,
     watched_points,
 )
+from memarch.studies.replicates import SOLVED
 from memarch.studies.sampled_batches import training_batches
 from memarch.studies.spec import TrainSettings
 from memarch.studies.stages import StageRecord, is_met, stage_specs
@@ -48,7 +49,7 @@ EVALUATIONS = 10
 EVALUATION_ROWS = 512
 """Rows of an evaluation on the way; the one at the end takes them all."""
 CHECKPOINT_SECONDS = 20.0
-SOLVED, SOLVED_IN_A_ROW = 0.999, 2
+SOLVED_IN_A_ROW = 2
 FINITE_CHECK_STEPS = 20
 """A GPU is asked this often whether the loss is finite, for each time the host waits for it."""
 STAGE_SEED = 1_000_003

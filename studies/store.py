@@ -229,12 +229,16 @@ def show_study(name: str, storage: str | Path | None = None) -> Json:
                 "spec": trial.spec,
                 "reason": record["reason"],
                 "attempts": record["attempts"],
+                "seed": record.get("seed"),
+                "converged": record.get("converged"),
             }
         )
     return {
         "name": name,
         "state": _state(info, alive),
+        "design": info.get("design"),
         "objective": info["objective"],
+        "ablation": info.get("ablation"),
         "trials": rows,
         "best": info.get("best", []),
     }

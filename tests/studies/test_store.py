@@ -100,13 +100,15 @@ def test_an_abandoned_lease_is_taken_over(tmp_path, pid, host, age, held):
 
 def test_show_has_the_documented_shape(tmp_path):
     folder = study(tmp_path, state="complete", best=[0])
-    folder.trial(0).write_record(record(0, "complete") | {"seed": 1})
+    folder.trial(0).write_record(record(0, "complete") | {"seed": 1, "converged": True})
     store.write_json(folder.trial(0).path / "spec.json", {"model": {}})
     assert store.show_study("one", tmp_path) == {
         "name": "one",
         "state": "complete",
+        "design": None,
         "objective": {"eval/kv/loss": "minimize"},
-        "trials": [record(0, "complete") | {"spec": {"model": {}}}],
+        "ablation": None,
+        "trials": [record(0, "complete") | {"spec": {"model": {}}, "seed": 1, "converged": True}],
         "best": [0],
     }
 
