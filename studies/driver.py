@@ -40,10 +40,11 @@ from memarch.studies.events import Event, StudyResult
 from memarch.studies.judging import Judge, Verdict, failed, share_of_budget
 from memarch.studies.leaderboard import COPY
 from memarch.studies.mailbox import Key, open_mailbox
-from memarch.studies.pool import Pool, Size
+from memarch.studies.pool import Pool
 from memarch.studies.provenance import write_origins
 from memarch.studies.pruning import Pruning
 from memarch.studies.ranking import ranking
+from memarch.studies.resources import Size
 from memarch.studies.sampling import one_of_each
 from memarch.studies.snapshot import read_snapshot, write_snapshot
 from memarch.studies.store import (
@@ -189,6 +190,12 @@ class _Trial:
     """State and reason that the driver gives the trial, whatever its worker says."""
     metrics: Json = field(default_factory=dict)
     """The last that it reported."""
+    evaluating: bool = False
+    """It has trained, and `resources.eval` makes its evaluation a job of its own."""
+
+    @property
+    def size(self) -> Size:
+        return Size.of_evaluation(self.spec) if self.evaluating else Size.of(self.spec)
 
     @property
     def number(self) -> int:
@@ -381,10 +388,9 @@ class _Driver:
                     return
                 self._admit(self.asking.ask())
                 continue
-            size = Size.of(self.waiting[0].spec)
-            if not self._pool().fits(size):
+            if not self._pool().fits(self.waiting[0].size):
                 return
-            self._deal(self.waiting.popleft(), size)
+            self._deal(self.waiting.popleft())
 
     def _admit(self, asked: Asked) -> None:
         """Write the record of a trial that was asked, and see whether it has to run at all."""
@@ -433,8 +439,8 @@ class _Driver:
 
     # Running
 
-    def _deal(self, trial: _Trial, size: Size) -> None:
-        trial.record["attempts"] += 1
+    def _deal(self, trial: _Trial) -> None:
+        trial.record["attempts"] += not trial.evaluating
         trial.attempt = trial.record["attempts"]
         trial.record["state"] = "running"
         trial.started = trial.stop_at = None
@@ -447,7 +453,7 @@ class _Driver:
             str(self.folder.trial(trial.number).path),
             self.plugins,
         )
-        self._pool().start(job, size)
+        self._pool().start(job, trial.size)
         self.tracking.start(trial.record)
         self.on_event(
             events.TrialStarted(
@@ -485,11 +491,13 @@ class _Driver:
 
     def _check_time(self) -> None:
         """Tell trials beyond the time limit to stop, and end those that do not."""
-        limit, now = self.settings["trial_time_limit"], time.monotonic()
+        now = time.monotonic()
         for trial in list(self.running.values()):
+            name = "eval_time_limit" if trial.evaluating else "trial_time_limit"
+            limit = self.settings[name]
             late = limit and trial.started is not None and now - trial.started > limit
             if late and trial.verdict is None:
-                reason = f"stopped: it ran longer than trial_time_limit, {limit:g} s"
+                reason = f"stopped: it ran longer than {name}, {limit:g} s"
                 trial.verdict, trial.stop_at = ("failed", reason), now
                 ray.get(self.mailbox.answer.remote(0, {trial.key}))
             if trial.verdict and trial.stop_at and now - trial.stop_at > GRACE:
@@ -506,6 +514,10 @@ class _Driver:
             self.running[trial.number] = trial
             self._reported(key, report)
             del self.running[trial.number]
+        if answer["result"]["state"] == "trained" and trial.verdict is None:
+            trial.evaluating = True
+            self.waiting.appendleft(trial)
+            return
         self._finish(trial, answer["result"])
 
     def _worker_died(self, trial: _Trial) -> None:
@@ -568,7 +580,9 @@ class _Driver:
         if record is None:  # the driver died between asking and writing
             self._admit(asked)
             return
-        trial = _Trial(record, asked.trial, self.folder.trial(frozen.number).spec or {})
+        folder = self.folder.trial(frozen.number)
+        trained = (folder.path / "trained.json").exists()
+        trial = _Trial(record, asked.trial, folder.spec or {}, evaluating=trained)
         self._end_orphan(frozen.number)
         result = self.folder.trial(frozen.number).result
         if record["state"] in FINISHED:
@@ -623,17 +637,21 @@ class _Driver:
         count = self.settings.get("finalists", 3)
         numbers = [*leaders, *others][:count]
         tests: dict[Key, Json] = {}
+        begun: dict[Key, float] = {}
         left = deque(n for n in numbers if not (self.folder.trial(n).path / "test.json").exists())
         while (left or tests) and not self.interrupted:
             while left:
                 record = self.records[left[0]]
                 trial_folder = self.folder.trial(left[0])
                 spec = trial_folder.spec or {}
-                if not self._pool().fits(Size.of(spec)):
+                size = Size.of_evaluation(spec)
+                if not self._pool().fits(size):
                     break
                 job = Job(left.popleft(), 0, spec, str(trial_folder.path), self.plugins)
-                self._pool().start(job, Size.of(spec), method="test")
+                self._pool().start(job, size, method="test")
                 tests[job.number, 0] = record
+                begun[job.number, 0] = time.monotonic()
+            self._end_late_tests(tests, begun)
             ready, _ = ray.wait(self._pool().refs, num_returns=1, timeout=1.0)
             for ref in ready:
                 key, result = self._pool().finished(ref)
@@ -649,6 +667,14 @@ class _Driver:
                 self.folder.trial(number).write_record(record)
                 self.tracking.tested(record)
                 self.on_event(events.TrialFinished(_row(record)))
+
+    def _end_late_tests(self, tests: dict[Key, Json], begun: Mapping[Key, float]) -> None:
+        limit = self.settings["eval_time_limit"]
+        for key in [k for k in tests if limit and time.monotonic() - begun[k] > limit]:
+            self._pool().kill(key)
+            del tests[key]
+            text = f"trial {key[0]}: no test scores: longer than eval_time_limit, {limit:g} s"
+            self.on_event(events.Notice(text))
 
     def _write_info(self, state: str) -> None:
         counts: dict[str, int] = {}

@@ -82,10 +82,11 @@ class Reporter:
             file.write(json.dumps(report) + "\n")
         self.unsent.append(report)
         if time.monotonic() - self._sent >= MESSAGE_INTERVAL:
-            self._send()
+            self.flush()
         return self.stopped
 
-    def _send(self) -> None:
+    def flush(self) -> None:
+        """Hand in what is unsent."""
         reports, self.unsent = self.unsent, []
         # Where the driver is going down, what is in the folder will do.
         with contextlib.suppress(ray.exceptions.RayActorError):

@@ -9,29 +9,9 @@ import ray
 
 from memarch.components.errors import SpecError
 from memarch.studies.mailbox import Key
+from memarch.studies.resources import Size
 from memarch.studies.store import Json
 from memarch.studies.workers import Job, Worker, reason_of
-
-
-@dataclass(frozen=True)
-class Size:
-    """What one trial needs: `resources` of its spec."""
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    memory: float = 0.0
-    custom: tuple[tuple[str, float], ...] = ()
-
-    @classmethod
-    def of(cls, spec: Json) -> Size:
-        given = spec.get("resources") or {}
-        custom = tuple(sorted((given.get("custom") or {}).items()))
-        return cls(given.get("cpus") or 1, given.get("gpus") or 0, given.get("memory") or 0, custom)
-
-    def needs(self) -> dict[str, float]:
-        """By the names that Ray gives to resources."""
-        fixed = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
-        return {name: amount for name, amount in [*fixed.items(), *self.custom] if amount}
 
 
 @dataclass(eq=False)
@@ -121,9 +101,9 @@ class Pool:
 
     def _hire(self, size: Size) -> Seat:
         total = ray.cluster_resources()
-        needs = size.needs()
-        for name, amount in needs.items():
-            if name != "CPU" and amount > total.get(name, 0):
+        needs = size.each if size.processes == 1 else {}
+        for name, amount in size.needs().items():
+            if amount > total.get(name, 0) and (name != "CPU" or size.processes > 1):
                 has = total.get(name, 0)
                 raise SpecError(
                     f"a trial asks for {amount:g} {name}, and Ray has {has:g}: ask for less, or "
@@ -132,14 +112,15 @@ class Pool:
                 )
         options = {
             # A trial that asks for more cores than there are gets all there are.
-            "num_cpus": min(needs.pop("CPU"), total.get("CPU", 1)),
+            # Of a trial that spans processes, those hold the resources.
+            "num_cpus": min(needs.pop("CPU", 0), total.get("CPU", 1)),
             "num_gpus": needs.pop("GPU", 0),
             "memory": needs.pop("memory", None),
             "resources": needs,
             "max_restarts": 0,
         }
         actor = ray.remote(Worker).options(**options)
-        handle = actor.remote(self._mailbox, *self._functions, size.cpus)
+        handle = actor.remote(self._mailbox, *self._functions, size)
         handle.warm.remote()
         seat = Seat(handle, size)
         self._seats.append(seat)

@@ -7,7 +7,7 @@ each step; the session decides about evaluations, stages, checkpoints and the en
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from memarch.studies.sampled_batches import training_batches
 from memarch.studies.spec import TrainSettings
 from memarch.studies.stages import StageRecord, is_met, stage_specs
 from memarch.studies.tasks.base import Task
+from memarch.studies.team import Team
 from memarch.studies.weights import find_model, load_weights
 
 Report = Callable[[int, dict[str, float]], bool]
@@ -111,6 +112,7 @@ class Session:
         self.settings = train_settings(spec)
         self.budget = Budget.parse(self.settings.budget.model_dump())
         self.device = default_device()
+        self.team = Team.here()
         self.loss_sum = torch.zeros((), device=self.device)
         self.loss_steps = 0
         self.optimizer: torch.optim.Optimizer | None = None
@@ -277,8 +279,10 @@ class Session:
     def after_update(self) -> None:
         """The weights have changed: count the step, before the next learning rate is asked for."""
         now = time.perf_counter()
-        self.progress.spent.seconds += now - self.clock
-        self.clock = now
+        seconds, self.clock = now - self.clock, now
+        if self.budget.unit == "hours":  # then it decides what the next step is
+            seconds = self.team.ask(lambda: seconds)
+        self.progress.spent.seconds += seconds
         self.progress.spent.steps += 1
         self.progress.stage_steps += 1
         self.loss_steps += 1
@@ -324,12 +328,8 @@ class Session:
         progress, reason = self.progress, self._stage_end()
         if self._evaluation_is_due():
             progress.evaluations = self._tenths()
-            metrics = {
-                f"eval/{point.prefix}/{name}": value
-                for point in self.watched
-                for name, value in self._point(point, EVALUATION_ROWS).items()
-            }
-            stage_metrics = self._stage_metrics()
+            metrics = self.team.ask(lambda: self._scores(self.watched, EVALUATION_ROWS))
+            stage_metrics = self.team.ask(self._stage_metrics)
             reason = reason or self._stage_end(stage_metrics)
             self.note(metrics)
             self._tell(metrics | stage_metrics)
@@ -340,8 +340,12 @@ class Session:
             self._end_stage(reason)
             self._start_stage(progress.stage + 1)
 
-    def _point(self, point: Point, limit: int | None) -> dict[str, float]:
-        return self.evaluator.at(point, point.settings["split"], limit)
+    def _scores(self, points: Iterable[Point], limit: int | None) -> dict[str, float]:
+        return {
+            f"eval/{point.prefix}/{name}": value
+            for point in points
+            for name, value in self.evaluator.at(point, point.settings["split"], limit).items()
+        }
 
     def note(self, metrics: Mapping[str, float]) -> None:
         """Continue the curve, and see whether the task is solved for good."""
@@ -359,7 +363,7 @@ class Session:
 
     def _tell(self, metrics: dict[str, float]) -> None:
         self.progress.metrics = metrics | self.training_metrics()
-        stop = self.report(self.progress.spent.steps, self.progress.metrics)
+        stop = self.team.ask(lambda: self.report(self.progress.spent.steps, self.progress.metrics))
         self.progress.pruned = bool(stop) and not self.progress.solved
 
     def training_metrics(self) -> dict[str, float]:
@@ -380,17 +384,15 @@ class Session:
 
     def final_metrics(self) -> dict[str, float]:
         """Every evaluation with its sweeps, on all rows."""
-        return {
-            f"eval/{point.prefix}/{name}": value
-            for point in eval_points(self.spec)
-            for name, value in self._point(point, None).items()
-        }
+        return self.team.ask(lambda: self._scores(eval_points(self.spec), None))
 
     # Checkpoints.
 
     def save(self) -> None:
         """Write a checkpoint of everything."""
         assert self.optimizer is not None
+        if not self.team.leads:
+            return
         self.progress.spent.wall = self.wall_seconds
         content = {
             "progress": asdict(self.progress),

@@ -29,6 +29,7 @@ from memarch.arch.spec import ModelSpec, Name, normalize_component
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.components.memory import Strict as _Strict
 from memarch.search_spaces.study_file import FindTrial, StudyFile
+from memarch.studies.resources import ResourceSettings
 from memarch.studies.search_settings import Racing, WarmStart, named_study, switched
 from memarch.studies.stages import CHANGEABLE_TRAIN_KEYS
 from memarch.studies.store import find_spec
@@ -274,6 +275,8 @@ class StudySettings(Strict):
     """Give no further seeds to points that cannot win any more."""
     repeat: bool = False
     """Run equal specs again, where they otherwise share one result."""
+    eval_time_limit: Seconds | None = None
+    """The same for an evaluation that is a job of its own: of finalists, or by `resources.eval`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySettings:
@@ -494,22 +497,6 @@ class EvalSettings(Strict):
     """The sweep's evaluations as concrete specs; computed."""
 
 
-# resources
-
-
-class ResourceSettings(Strict):
-    """What one trial needs; as many run at once as fit."""
-
-    cpus: Above0 = 1.0
-    """CPU cores."""
-    gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs; a fraction shares one."""
-    memory: Positive | None = None
-    """Bytes of main memory, such as `4GiB`."""
-    custom: dict[str, Above0] = Field(default_factory=dict)
-    """Ray's own custom resources by name."""
-
-
 # The whole
 
 
@@ -561,6 +548,7 @@ class TrialSpec(Strict):
                 raise SpecError(f"the section `{name}` is required, and is not given", path=name)
         spec = parse(cls, _with_evaluations(raw), folders=folders)
         _check_evaluations(spec)
+        _check_processes(spec)
         data = spec.model_dump(mode="json")
         for name, settings in data["eval"].items():
             if settings["task"] != "same":
@@ -570,6 +558,17 @@ class TrialSpec(Strict):
         if not data["study"]["objective"]:
             data["study"]["objective"] = _default_objective(spec)
         return data
+
+
+def _check_processes(spec: TrialSpec) -> None:
+    """Processes that train together share every batch evenly."""
+    processes = spec.resources.processes
+    if spec.train.batch_size % processes:
+        raise SpecError(
+            f"must be divisible by the {processes} processes that share it, got "
+            f"{spec.train.batch_size}",
+            path="train.batch_size",
+        )
 
 
 def _with_evaluations(raw: Mapping[str, Any]) -> dict[str, Any]:

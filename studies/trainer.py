@@ -66,6 +66,7 @@ class SessionTrainer(Trainer):
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self._to_come = 0  # batches of this step
         settings = session.settings
         arguments = TrainingArguments(
             output_dir=str(session.checkpoints),
@@ -99,12 +100,15 @@ class SessionTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """The batches of a step; of several, also how many labels they score together."""
+        team = self.session.team
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         self.session.count(batches)
-        if num_batches == 1:
+        self._to_come = num_batches
+        if num_batches == 1 and team.size == 1:
             return batches, None
         scored = torch.stack([(batch["labels"][:, 1:] != -100).sum() for batch in batches])
-        return batches, scored.sum().to(device)
+        # Gradients are averaged over the team: each counts its part of all labels, times its size.
+        return [team.rows(batch) for batch in batches], scored.sum().to(device) / team.size
 
     def training_step(
         self,
@@ -116,6 +120,10 @@ class SessionTrainer(Trainer):
         loss = self.compute_loss(model, self._on_device(inputs), False, num_items_in_batch)
         self.accelerator.backward(loss)
         self.session.loss_sum += loss.detach()
+        self._to_come -= 1
+        if self._to_come == 0:
+            self.session.team.average_gradients(self.session.model.parameters())
+            self.session.team.average(self.session.loss_sum)
         return loss.detach()
 
     def compute_loss(

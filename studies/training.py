@@ -29,11 +29,16 @@ STILL_RISING = 0.01
 """A gain above this over the last quarter of the evaluations means that the run was not done."""
 
 
-def train(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, Any]:
+def train(
+    spec: Mapping[str, Any], folder: Path, report: Report, *, evaluate: bool = True
+) -> dict[str, Any]:
     """Train a resolved spec in a folder; the model ends up in `folder/model`.
 
-    Returns `{"metrics", "path", "pruned", "solved", "converged", "stages", "schedule",
-    "resumed_at"}`. A pruned run has the metrics of its last evaluation and saves no model.
+    Without `evaluate`, the evaluation at the end is left to a job of its own.
+
+    Returns `{"metrics", "path", "pruned", "solved", "curve", "primary", "maximize", "converged",
+    "stages", "schedule", "resumed_at"}`. A pruned run has the metrics of its last evaluation and
+    saves no model.
     """
     reset_peak_memory()
     session = Session(spec, folder, report)
@@ -43,19 +48,24 @@ def train(spec: Mapping[str, Any], folder: Path, report: Report) -> dict[str, An
     path = folder / "model"
     metrics = dict(progress.metrics)
     if not progress.pruned:
-        save_model(session, path)
-        metrics = session.final_metrics()
-        if not progress.solved:
-            session.note(metrics)
+        if session.team.leads:
+            save_model(session, path)
+        if evaluate:
+            metrics = session.final_metrics()
+            if not progress.solved:
+                session.note(metrics)
     metrics |= session.training_metrics() | session.costs() | spending(session)
-    if not progress.pruned:
-        report(progress.spent.steps, metrics)
+    if not progress.pruned and evaluate:
+        session.team.ask(lambda: report(progress.spent.steps, metrics))
     curve = [value for _, value in progress.curve]
     return {
         "metrics": metrics,
         "path": str(path),
         "pruned": progress.pruned,
         "solved": progress.solved,
+        "curve": curve,
+        "primary": session.primary,
+        "maximize": session.maximize,
         "converged": progress.solved or has_converged(curve, session.maximize),
         "stages": [asdict(record) for record in progress.stages],
         "schedule": asdict(session.schedule()),

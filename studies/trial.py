@@ -5,6 +5,7 @@
     progress.jsonl   one line an evaluation: attempt, step, time, metrics (in studies the driver's)
     checkpoints/     until the trial is complete
     model/           the trained model
+    trained.json     what training gave, where `resources.eval` leaves the evaluation to another job
     error.txt        traceback of a failure
     result.json      the last act
 
@@ -30,6 +31,7 @@ from memarch.components.errors import SpecError
 from memarch.components.plugins import load_plugins
 from memarch.studies import machine, training
 from memarch.studies.store import read_json, write_json
+from memarch.studies.team import Team
 from memarch.studies.training import Report
 
 Json = dict[str, Any]
@@ -43,6 +45,9 @@ def run_trial(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    team = Team.here()
+    if not team.leads:
+        return _train(spec, folder, report)
     done = read_json(folder / "result.json")
     if done is not None:
         return dict(done)
@@ -50,11 +55,14 @@ def run_trial(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
     try:
         result = _train(spec, folder, report)
     except Exception as error:
+        if team.lost_another(error):
+            raise
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         result = _common(folder) | {"state": "failed", "reason": reason_of(error)}
         result["metrics"] = _last_metrics(folder)
         _free_memory()
-    write_json(folder / "result.json", result)
+    last = "trained.json" if result["state"] == "trained" else "result.json"
+    write_json(folder / last, result)
     if result["state"] != "failed":
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
@@ -64,17 +72,35 @@ def train_spec(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
     """The same without the net: errors are raised, and no `result.json` is written."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    result = _train(spec, folder, _recorded(folder, _begin(folder), report))
+    here = {**spec, "resources": {}}  # all of it in this process
+    result = _train(here, folder, _recorded(folder, _begin(folder), report))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
 
 
 def _train(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
+    """Training, with the final evaluation unless `resources.eval` makes it a job of its own."""
     plugins = load_plugins(spec.get("plugins") or [])
-    outcome = training.train(spec, folder, report)
-    state = "pruned" if outcome["pruned"] else "complete"
+    trained = read_json(folder / "trained.json")
+    if trained is not None:
+        return _evaluate(spec, folder, report, trained)
+    later = bool((spec.get("resources") or {}).get("eval"))
+    outcome = training.train(spec, folder, report, evaluate=not later)
+    state = "pruned" if outcome["pruned"] else "trained" if later else "complete"
     reason = "stopped by the pruner" if outcome["pruned"] else None
     return _common(folder) | outcome | {"state": state, "reason": reason, "plugins": plugins}
+
+
+def _evaluate(spec: Mapping[str, Any], folder: Path, report: Report, trained: Json) -> Json:
+    """The final evaluation of a model that an earlier job trained."""
+    began = time.perf_counter()
+    metrics = trained["metrics"] | training.evaluate_model(spec, folder / "model")
+    metrics["cost/wall_seconds"] += time.perf_counter() - began
+    report(int(metrics["train/steps"]), metrics)
+    curve = trained["curve"] + [metrics[name] for name in [trained["primary"]] if name in metrics]
+    converged = trained["solved"] or training.has_converged(curve, trained["maximize"])
+    changed = {"state": "complete", "metrics": metrics, "curve": curve, "converged": converged}
+    return trained | changed | {"attempts": _common(folder)["attempts"]}
 
 
 def test_trial(spec: Mapping[str, Any], folder: Path) -> dict[str, float]:

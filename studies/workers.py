@@ -21,6 +21,8 @@ from typing import Any
 
 from memarch.components.errors import SpecError
 from memarch.studies.mailbox import Reporter
+from memarch.studies.resources import Size
+from memarch.studies.spanning import run_together
 from memarch.studies.store import Json, plain, this_process, write_json, write_text
 
 
@@ -39,14 +41,16 @@ class Job:
 class Worker:
     """One process that runs trials, one at a time."""
 
-    def __init__(self, mailbox: Any, trial_function: str, test_function: str, cpus: float) -> None:
+    def __init__(self, mailbox: Any, trial_function: str, test_function: str, size: Size) -> None:
         self._mailbox = mailbox
         self._names = {"trial": trial_function, "test": test_function}
-        self._cpus = max(1, int(cpus))
+        self._size = size
+        self._cpus = max(1, int(size.cpus))
 
     def warm(self) -> int:
         """Import what trials need; the process id."""
-        load_function(self._names["trial"])
+        if self._size.processes == 1:
+            load_function(self._names["trial"])
         self._set_threads()
         return os.getpid()
 
@@ -59,15 +63,19 @@ class Worker:
         self._mailbox.post.remote((job.number, job.attempt), [])  # its time runs from now
         self._set_threads()
         try:
-            spec = local_spec(job, folder)
-            returned = load_function(self._names["trial"])(spec, folder, report)
+            returned = self._trial(job, folder, report)
             result = _read_result(folder) or _as_result(returned)
         except Exception as error:
             write_text(folder / "error.txt", traceback.format_exc())
             result = {"state": "failed", "reason": reason_of(error), "metrics": {}}
-        if not (folder / "result.json").exists():
+        if result["state"] != "trained" and not (folder / "result.json").exists():
             write_json(folder / "result.json", result)
         return {"result": result, "reports": report.unsent}
+
+    def _trial(self, job: Job, folder: Path, report: Reporter) -> Any:
+        if self._size.processes > 1:
+            return run_together(job, self._size, self._names["trial"], self._mailbox)
+        return load_function(self._names["trial"])(local_spec(job, folder), folder, report)
 
     def test(self, job: Job) -> Json:
         """Scores of a trained trial on the test split."""
