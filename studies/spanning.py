@@ -90,7 +90,9 @@ def _process(config: Json) -> None:
 
         torch.cuda.set_device(get_device())
     team, job, folder = Team.here(), config["job"], Path(config["job"].folder)
-    report: Any = Reporter(job, config["mailbox"]) if team.leads else _unheard
+    report: Any = _unheard
+    if team.leads:
+        report = Reporter((job.number, job.attempt), folder, config["mailbox"])
     try:
         if team.leads:
             write_json(folder / "worker.json", this_process())

@@ -114,7 +114,7 @@ def test_a_loss_that_is_no_number(spec, tmp_path):
     ],
 )
 def test_whatever_fails_is_a_reason(error, reason, spec, tmp_path, monkeypatch):
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(training, "train", fail)
