@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
+from statistics import median
 
 from memarch.studies import leaderboard as board
 from memarch.studies.charts import Canvas, Scale, element, marker, nice_ticks, tick_text
@@ -97,10 +98,10 @@ def scatter(records: Records, against: str, *, standalone: bool = False) -> str:
 def _marks(records: Records, against: str) -> list[Mark]:
     marks = []
     for point in records.points:
-        x, y = point.middle(against), point.middle(records.metric)
-        if x is not None and y is not None:
-            values = point.values(records.metric)
-            marks.append(Mark(point.first, x, y, values[0], values[-1]))
+        across = [v for trial in point.trials if (v := board.score(trial, against)) is not None]
+        if across:
+            low, high = min(point.scores), max(point.scores)
+            marks.append(Mark(point.trials[0], median(across), point.median, low, high))
     for trial in records.ranked:
         at = board.score(trial, against)
         if trial["state"] != "complete" and at is not None:

@@ -75,6 +75,13 @@ def all_pictures(records: Records) -> Iterator[tuple[str, str]]:
             yield f"curves {variant or 'model'} over {axis}", chart
 
 
+def overview(records: Records) -> Iterator[tuple[str, str]]:
+    """The pictures that tell most, by file name: no curves of single variants."""
+    for name, chart in all_pictures(records):
+        if not name.startswith("curves "):
+            yield _file_name(name), chart
+
+
 def _of(records: Records, goal: str) -> str:
     return "" if len(records.goals) == 1 else f"{goal} "
 

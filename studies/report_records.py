@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +10,7 @@ from typing import Any
 
 from memarch.search_spaces.ranges import Range, parse_range
 from memarch.studies import leaderboard as board
+from memarch.studies.replicates import Replicates, replicates
 from memarch.studies.store import StudyFolder, read_json, show_study
 
 Trial = Mapping[str, Any]
@@ -24,31 +23,6 @@ AXES = {
     "seconds": "train/seconds",
 }
 """What learning curves may be drawn over, and where a report of a trial has it."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Complete trials that differ in their seed only."""
-
-    trials: tuple[Trial, ...]
-
-    @property
-    def first(self) -> Trial:
-        return self.trials[0]
-
-    @property
-    def variant(self) -> str:
-        return str(self.first["variant"] or "")
-
-    def values(self, metric: str) -> list[float]:
-        """The metric's values over the seeds, lowest first."""
-        found = (board.score(trial, metric) for trial in self.trials)
-        return sorted(value for value in found if value is not None)
-
-    def middle(self, metric: str) -> float | None:
-        """The median: over seeds results are often bimodal, a mean would be what never happened."""
-        values = self.values(metric)
-        return statistics.median(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -102,13 +76,9 @@ class Records:
         return sorted(rows, key=lambda trial: int(trial["number"]))
 
     @cached_property
-    def points(self) -> list[Setting]:
-        """The complete trials, those that differ in their seed only together."""
-        found: dict[str, list[Trial]] = {}
-        for trial in self.complete:
-            key = json.dumps([trial["variant"], trial["params"]], sort_keys=True)
-            found.setdefault(key, []).append(trial)
-        return [Setting(tuple(trials)) for trials in found.values()]
+    def points(self) -> list[Replicates]:
+        """The complete trials, best first; those that differ in their seed only together."""
+        return replicates(self.document)
 
     @cached_property
     def goals(self) -> dict[str, str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memarch.components.errors import SpecError
+from memarch.studies.mlflow_ui import introduce, tags_of
 from memarch.studies.store import FINISHED, Json, StudyFolder, create_database
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ class Tracking:
             for name in ("study.yaml", "resolved.json"):
                 client.log_artifact(self._parent, str(self._folder.path / name))
         client.update_run(self._parent, status="RUNNING")
+        introduce(client, self._experiment, self._folder, self._id)
         self._mend(records)
 
     def _find_runs(self) -> None:
@@ -245,11 +247,9 @@ class Tracking:
         self._flush()
         if self._client is None:
             return
-        report = self._folder.path / "report.html"
-        if report.exists():
-            self._client.log_artifact(self._parent, str(report))
-        for name, value in (info.get("best_values") or {}).items():
-            self._client.log_metric(self._parent, name, value)
+        from memarch.studies.parent_run import describe
+
+        describe(self._client, self._experiment, self._parent, self._folder)
         self._client.set_tag(self._parent, "state", info["state"])
         status = {"complete": "FINISHED", "interrupted": "KILLED"}.get(info["state"], "FAILED")
         self._client.set_terminated(self._parent, status=status)
@@ -272,6 +272,7 @@ class Tracking:
             "state": "running",
             "seed": str(record["seed"]),
             "hash": str(record["hash"]),
+            **tags_of(record, self._folder.trial(number).spec),
         }
         if record.get("copy_of") is not None:
             tags["copy_of"] = str(record["copy_of"])
