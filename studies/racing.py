@@ -4,7 +4,8 @@ Results over seeds are often bimodal, so no distribution is assumed and one bad 
 nothing. For each point and objective, let the seeds that it has not had yet give the worst value,
 or the best value, that the study has seen: between these lie its median and its mean over all
 seeds. A point is dropped when both, at their best, are below those of one other point at their
-worst. Of three seeds that is possible after two bad ones, of five after three.
+worst, by as many seeds of the other as it has had itself. Of three seeds that is possible after two
+bad ones, of five after three, and close points stay. A failed seed counts as the worst value.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -104,6 +105,7 @@ class Race:
     ) -> str:
         """Why the entrant cannot reach the leader; empty where it still can."""
         better = ""
+        leader = replace(leader, records=leader.records[: len(entrant.records)])
         for name, direction in self.objective.items():
             _, most = self._bounds(entrant, name, ranges[name])
             least, _ = self._bounds(leader, name, ranges[name])
