@@ -94,6 +94,15 @@ def _storage(context: click.Context, parameter: click.Parameter, value: str | No
     return storage_folder(value)
 
 
+def _seed_list(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, ...]:
+    texts = (value or "").replace(" ", "").split(",")
+    if value and not all(text.isdigit() for text in texts):
+        raise click.BadParameter(f"must be numbers with commas, such as 3,4,5; got {value!r}")
+    return tuple(map(int, texts)) if value else ()
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
 )
@@ -390,6 +399,67 @@ def study_resume(
     _study_end(document, storage, as_json)
 
 
+@study.command(name="extend")
+@click.argument("name")
+@click.option("--trials", help="More trials: `+20` adds, `60` is the new whole.")
+@click.option("--hours", help="More time: `+2`, `90min`.")
+@click.option("--seeds", callback=_seed_list, help="More model seeds, such as 3,4,5.")
+@click.option("--top", type=click.IntRange(min=1), help="Seeds for so many of the best points.")
+@storage_option
+@click.option("--address", help="A Ray cluster: `auto` or ray://host:10001. Default: this machine.")
+@json_option
+def study_extend(
+    name: str,
+    trials: str | None,
+    hours: str | None,
+    seeds: tuple[int, ...],
+    top: int | None,
+    storage: Path,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Give a study more trials, time or seeds, and go on with it.
+
+    \b
+    memarch study extend my_study --trials +20
+    memarch study extend my_study --seeds 3,4,5            every point with three more seeds
+    memarch study extend my_study --seeds 3,4,5 --top 5    the five best points only
+
+    What is there stays: numbers go on, and the sampler knows all earlier trials.
+    """
+    from memarch import follow, studies_commands
+
+    with document_only(as_json):
+        overrides = studies_commands.extend(
+            name, storage, trials=trials, hours=hours, seeds=seeds, top=top
+        )
+        document = follow.resume(name, storage, overrides, address)
+    _study_end(document, storage, as_json)
+
+
+@study.command(name="diff")
+@click.argument("first", metavar="NAME | NAME/NUMBER")
+@click.argument("second", metavar="NAME | NAME/NUMBER")
+@storage_option
+@json_option
+def study_diff(first: str, second: str, storage: Path, as_json: bool) -> None:
+    """Compare two studies, or two trials: settings that differ, and results side by side.
+
+    \b
+    memarch study diff my_study my_study2
+    memarch study diff my_study/7 my_study2/3
+    """
+    from memarch.studies_commands import diff
+
+    document = diff(first, second, storage)
+    if as_json:
+        emit(document)
+        return
+    from memarch import show
+
+    show.diff(document)
+
+
 @study.command(name="list")
 @storage_option
 @json_option
@@ -411,16 +481,28 @@ def study_list(storage: Path, as_json: bool) -> None:
 
 
 @study.command(name="show")
-@click.argument("name")
+@click.argument("name", metavar="NAME | NAME/NUMBER")
 @storage_option
 @json_option
 def study_show(name: str, storage: Path, as_json: bool) -> None:
-    """Show a study: its trials ranked, against the floors, with what each cost.
+    """Show a study: its trials ranked, against the floors, with what each cost. Or one trial.
 
     \b
     memarch study show my_study
+    memarch study show my_study/7     its settings, where each came from, its metrics and files
     memarch study show my_study --json | jq '.trials[0].metrics'
     """
+    if re.fullmatch(r".+/\d+", name):
+        from memarch.studies_commands import show_trial
+
+        trial = show_trial(name, storage)
+        if as_json:
+            emit(trial)
+            return
+        from memarch import show
+
+        show.trial(trial)
+        return
     from memarch.studies.store import show_study
 
     document = show_study(name, storage)

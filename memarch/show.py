@@ -267,6 +267,51 @@ def metrics(document: Row) -> None:
         out.print(f"model:  {document['path']}", highlight=False, soft_wrap=True)
 
 
+def trial(document: Row) -> None:
+    """One trial: what it is made of, from where, what came of it."""
+    out = console()
+    state = _state(document["state"])
+    reason = f", {escape(document['reason'])}" if document["reason"] else ""
+    variant = escape(document["variant"] or "")
+    out.print(f"[bold]{escape(document['name'])}[/] {variant}: {state}{reason}")
+    facts = [f"seed {document['seed']}", f"attempts {document['attempts']}"]
+    for name, value in document["made_with"].items():
+        facts.append(f"{name} {_yaml(value)}")
+    out.print("\n".join(facts), highlight=False, markup=False, soft_wrap=True)
+    made = table("settings", ["key", "value", "from"])
+    for row in document["settings"]:
+        style = "bold" if row["origin"] == "draw" else None
+        origin = escape(row["origin"])
+        made.add_row(escape(row["key"]), escape(_yaml(row["value"])), origin, style=style)
+    out.print(made)
+    metrics({"metrics": document["metrics"]})
+    for path in document["files"]:
+        out.print(path, highlight=False, soft_wrap=True)
+
+
+def diff(document: Row) -> None:
+    """What differs between two studies or trials."""
+    out = console()
+    sides = [document["first"], document["second"]]
+    made = table("settings that differ", ["key", *sides])
+    for row in document["settings"]:
+        values = [
+            "-" if row["absent"] == side else escape(_yaml(row[side])) for side in ("old", "new")
+        ]
+        made.add_row(escape(row["path"]), *values)
+    out.print(made if made.row_count else "no setting differs")
+    named = any("variant" in row for row in document["results"])
+    headings = [*(["best of"] if named else []), "metric", *sides]
+    made = table("results", headings, right=sides)
+    for row in document["results"]:
+        cells = [escape(row["variant"] or "-")] if named else []
+        cells.append(escape(row["metric"]))
+        for side in ("old", "new"):
+            cells.append(board.cost({"metrics": {row["metric"]: row[side]}}, row["metric"]))
+        made.add_row(*cells)
+    out.print(made)
+
+
 def checks(rows: Sequence[Row]) -> None:
     """The rules that a memory keeps or breaks."""
     made = table("", ["", "check", "what was found"])

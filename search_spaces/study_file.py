@@ -210,6 +210,7 @@ class StudyFile:
             if same != variant:
                 notes.append(f"variants {same!r} and {variant!r} are the same model and training")
         self._check_first()
+        self._check_racing()
         notes += [f"{name!r} is searched, but changes nothing" for name in idle if idle[name]]
         return notes + self._unused_vars()
 
@@ -230,13 +231,27 @@ class StudyFile:
         try:
             first_points(given, {variant: self.space(variant) for variant in self.variants})
         except SpecError as error:
-            path = join("study", "first", error.path)
-            origin = self.root.origin
-            for patch in (self.root, *self.overrides):
-                keys = [int(key) if key.isdigit() else key for key in path.split(".")]
-                found = (node for n in range(len(keys), 1, -1) if (node := patch.get(*keys[:n])))
-                origin = next(found, Node({}, origin)).origin
-            raise origin.error(error.message, path) from None
+            raise self._in_study(join("first", error.path), error.message) from None
+
+    def _check_racing(self) -> None:
+        """Racing has seeds to save. A trial has one seed, so this is about the file."""
+        racing, model = self.study.get("racing"), self.study.get("seeds", {}).get("model")
+        count = len(model) if isinstance(model, list) else 1
+        if racing and count <= racing["after"]:
+            raise self._in_study(
+                "racing",
+                f"saves seeds after the first {racing['after']}, and seeds.model has {count}: "
+                "give more of them, such as [1, 2, 3, 4, 5]",
+            )
+
+    def _in_study(self, path: str, message: str) -> SpecError:
+        """An error about a key of the section `study`, with the place where it was written."""
+        keys = ("study", *(int(key) if key.isdigit() else key for key in path.split(".")))
+        origin = self.root.origin
+        for patch in (self.root, *self.overrides):
+            found = (node for n in range(len(keys), 1, -1) if (node := patch.get(*keys[:n])))
+            origin = next(found, Node({}, origin)).origin
+        return origin.error(message, join("study", path))
 
     def _try(self, variant: str, first: Mapping[str, Any], name: str, value: Any) -> Resolved:
         try:
@@ -627,20 +642,39 @@ class _Reader:
                     "must be a map of what differs; write {} for nothing", where
                 )
             for key, value in child.value.items():
-                if key.split(".")[0] not in _VARIED:
+                if key.split(".")[0] not in (*_VARIED, "extends"):
                     hint = did_you_mean(key.split(".")[0], _VARIED)
                     raise value.origin.error(
                         f"a variant cannot change {key!r}; {hint}", f"{where}.{key}"
                     )
             try:
-                patch = expand(child).sourced(f"variant {name}")
+                patches[name] = (*patches.get(name, ()), *self._patch(name, child))
             except SpecError as error:
                 path = join(where, error.path)
                 raise SpecError(
                     error.message, path=path, file=error.file, line=error.line
                 ) from None
-            patches[name] = (*patches.get(name, ()), patch)
         return patches
+
+    def _patch(self, name: str, node: Node) -> Iterator[Node]:
+        """What a variant changes; first, where it extends a trial, the trial's model and training.
+
+        Task and evaluations stay the study's: variants are compared on the same data.
+        """
+        extends = node.value.get("extends")
+        if extends is not None:
+            if not extends.is_map:
+                raise extends.origin.error(
+                    "a variant extends a trial, {study: NAME, trial: best}", "extends"
+                )
+            trial = self._trial(extends)
+            sections = {
+                key: Node({REPLACE: trial.value[key]}, trial.origin) for key in ("model", "train")
+            }
+            yield Node(sections, trial.origin)
+        own = {key: child for key, child in node.value.items() if key != "extends"}
+        if own or extends is None:
+            yield expand(Node(own, node.origin)).sourced(f"variant {name}")
 
 
 def resolve_env(record: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Any:

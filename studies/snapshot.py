@@ -10,11 +10,12 @@ A first run and a resumed one both read the snapshot, with the `--set` values in
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memarch.search_spaces.document import Node
 from memarch.studies.store import write_text
 
 if TYPE_CHECKING:
@@ -45,7 +46,12 @@ def write_snapshot(study_file: StudyFile, folder: Path) -> None:
         # JSON is YAML, and has one reading.
         write_text(_path(folder, layer), json.dumps(document, indent=1) + "\n")
     places = [str(place) for place in study_file.folders]
-    write_text(folder / "snapshot.json", json.dumps({"layers": layers, "folders": places}) + "\n")
+    origins = {
+        "root": _origins(study_file.root),
+        "variants": {n: [_origins(p) for p in ps] for n, ps in study_file.patches.items()},
+    }
+    about = {"layers": layers, "folders": places, "origins": origins}
+    write_text(folder / "snapshot.json", json.dumps(about) + "\n")
 
 
 def read_snapshot(folder: Path, overrides: Sequence[str]) -> StudyFile:
@@ -54,7 +60,39 @@ def read_snapshot(folder: Path, overrides: Sequence[str]) -> StudyFile:
 
     about = json.loads((folder / "snapshot.json").read_text(encoding="utf-8"))
     study_file = load_study(_path(folder, about["layers"] - 1), tuple(overrides))
-    return replace(study_file, folders=tuple(Path(place) for place in about["folders"]))
+    origins = about["origins"]
+    return replace(
+        study_file,
+        folders=tuple(Path(place) for place in about["folders"]),
+        root=_placed(study_file.root, iter(origins["root"])),
+        patches={
+            name: tuple(
+                _placed(patch, iter(places))
+                for patch, places in zip(patches, origins["variants"][name], strict=True)
+            )
+            for name, patches in study_file.patches.items()
+        },
+    )
+
+
+def _origins(node: Node) -> list[str]:
+    """Where each value was written, in the order of the tree."""
+    below = [_origins(child) for key, child in node.children() if key != "plugins"]
+    return [str(node.origin), *(place for places in below for place in places)]
+
+
+def _placed(node: Node, places: Iterator[str]) -> Node:
+    """The tree with the origins that `_origins` gave for it."""
+    origin = replace(node.origin, source=next(places))
+    value = node.value
+    if node.is_map:
+        value = {
+            key: child if key == "plugins" else _placed(child, places)
+            for key, child in node.value.items()
+        }
+    elif node.is_list:
+        value = [_placed(child, places) for child in node.value]
+    return Node(value, origin, node.last)
 
 
 def _path(folder: Path, layer: int) -> Path:

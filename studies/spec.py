@@ -299,7 +299,7 @@ class StudySettings(Strict):
         return self
 
     def _check_search(self) -> None:
-        """First points, earlier studies and racing have something to act on."""
+        """First points and earlier studies have something to act on."""
         draws = self.design == "search" and self.sampler.type != "grid"
         if self.first and not draws:
             raise SpecError("a grid runs all its points; `first` goes with a search", path="first")
@@ -308,13 +308,6 @@ class StudySettings(Strict):
                 "only a search with a sampler that learns has use for earlier trials: tpe, gp, "
                 "nsga2 or cmaes",
                 path="warm_start",
-            )
-        seeds = self.seeds.model if isinstance(self.seeds.model, list) else [self.seeds.model]
-        if self.racing is not None and len(seeds) <= self.racing.after:
-            raise SpecError(
-                f"saves seeds after the first {self.racing.after}, and seeds.model has "
-                f"{len(seeds)}: give more of them, such as [1, 2, 3, 4, 5]",
-                path="racing",
             )
 
 

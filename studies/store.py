@@ -233,7 +233,7 @@ def show_study(name: str, storage: str | Path | None = None) -> Json:
                 "converged": record.get("converged"),
             }
         )
-    return {
+    shown = {
         "name": name,
         "state": _state(info, alive),
         "design": info.get("design"),
@@ -242,6 +242,15 @@ def show_study(name: str, storage: str | Path | None = None) -> Json:
         "trials": rows,
         "best": info.get("best", []),
     }
+    return shown | _beside_trials(folder.path)
+
+
+def _beside_trials(folder: Path) -> Json:
+    """Points that racing dropped, and trials of earlier studies that the sampler knew."""
+    found: Json = {"racing": read_json(folder / "racing.json", [])}
+    taken = read_json(folder / "warm_start.json", {}).get("trials", [])
+    found["warm_start"] = [{"study": row["study"], "number": row["number"]} for row in taken]
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def _state(info: Json, alive: bool) -> str:
