@@ -119,6 +119,18 @@ set_option = click.option(
     metavar="KEY=VALUE ...",
     help="Override values of the file, several after one flag: --set train.lr=1e-3 study.name=b",
 )
+database_option = click.option(
+    "--database",
+    metavar="URL",
+    help="Of Optuna's record: postgresql://user@host/name, journal:///path, sqlite:///path. "
+    "[default: $MEMARCH_DATABASE, or optuna.db in the storage folder]",
+)
+artifacts_option = click.option(
+    "--artifacts",
+    metavar="URL",
+    help="Copy checkpoints and models there, by fsspec: s3://bucket/runs, file:///shared/runs. "
+    "[default: $MEMARCH_ARTIFACTS, or no copies]",
+)
 file_argument = click.argument("file", type=click.Path(path_type=Path))
 
 
@@ -352,14 +364,16 @@ def study() -> None:
 @storage_option
 @click.option("--as", "name", help="Run under another name than the file's.")
 @click.option("--address", help="A Ray cluster: `auto` or ray://host:10001. Default: this machine.")
+@database_option
+@artifacts_option
 @json_option
 def study_run(
     file: Path,
     overrides: tuple[str, ...],
     storage: Path,
     name: str | None,
-    address: str | None,
     as_json: bool,
+    **where: str | None,
 ) -> None:
     """Run a study: search, grid, or every variant once, as its `design` says.
 
@@ -369,11 +383,12 @@ def study_run(
     memarch study run my_study.yaml --address auto --set resources.gpus=1 train.precision=bf16
 
     Ctrl-C stops it; `memarch study resume NAME` goes on where it stopped. Nothing finished is lost.
+    $MLFLOW_TRACKING_URI names another MLflow than the storage folder's; `off` is none.
     """
     from memarch import follow
 
     with document_only(as_json):
-        document = follow.run(file, storage, overrides, name, address)
+        document = follow.run(file, storage, overrides, name, **where)
     _study_end(document, storage, as_json)
 
 
@@ -382,9 +397,11 @@ def study_run(
 @set_option
 @storage_option
 @click.option("--address", help="A Ray cluster: `auto` or ray://host:10001. Default: this machine.")
+@database_option
+@artifacts_option
 @json_option
 def study_resume(
-    name: str, overrides: tuple[str, ...], storage: Path, address: str | None, as_json: bool
+    name: str, overrides: tuple[str, ...], storage: Path, as_json: bool, **where: str | None
 ) -> None:
     """Go on with a study that was interrupted: finished trials stay, the rest is run.
 
@@ -395,7 +412,7 @@ def study_resume(
     from memarch import follow
 
     with document_only(as_json):
-        document = follow.resume(name, storage, overrides, address)
+        document = follow.resume(name, storage, overrides, **where)
     _study_end(document, storage, as_json)
 
 

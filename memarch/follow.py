@@ -31,30 +31,28 @@ def run(
     storage: Path,
     overrides: Sequence[str],
     name: str | None,
-    address: str | None,
+    **where: Any,
 ) -> dict[str, Any]:
-    """Run a study file; the study's document."""
+    """Run a study file, by `run_study`'s other arguments; the study's document."""
     open_study(file, overrides, storage).validate()  # a mistake is told before all the imports
 
     from memarch.studies.driver import run_study
 
     return _followed(
         lambda display: run_study(
-            file, storage=storage, overrides=overrides, name=name, address=address, on_event=display
+            file, storage=storage, overrides=overrides, name=name, on_event=display, **where
         ),
         storage,
     )
 
 
-def resume(
-    name: str, storage: Path, overrides: Sequence[str], address: str | None
-) -> dict[str, Any]:
-    """Go on with a study; the study's document."""
+def resume(name: str, storage: Path, overrides: Sequence[str], **where: Any) -> dict[str, Any]:
+    """Go on with a study, by `resume_study`'s other arguments; the study's document."""
     from memarch.studies.driver import resume_study
 
     return _followed(
         lambda display: resume_study(
-            name, storage=storage, overrides=overrides, address=address, on_event=display
+            name, storage=storage, overrides=overrides, on_event=display, **where
         ),
         storage,
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from memarch.components.errors import SpecError
 from memarch.output import WorkFailedError, log
-from memarch.studies.tracking import tracking_uri
+from memarch.studies.tracking import own_database, tracking_uri
 
 HOST = "127.0.0.1"
 PATIENCE = 180.0
@@ -27,7 +27,7 @@ ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 def command(storage: Path, port: int) -> list[str]:
     """MLflow's server on the store where the studies are."""
     arguments = {
-        "--backend-store-uri": tracking_uri(storage),
+        "--backend-store-uri": _store(storage),
         "--default-artifact-root": (storage / "mlartifacts").as_uri(),
         "--host": HOST,
         "--port": str(port),
@@ -42,14 +42,13 @@ def serve(storage: Path, port: int, *, open_page: bool) -> None:
 
     Where `$MLFLOW_TRACKING_URI` names a server that runs, that is the one to look at.
     """
-    running = tracking_uri(storage)
+    running = _store(storage)
     if running.startswith("http"):
         print(running, flush=True)
         if open_page:
             webbrowser.open(running)
         return
-    local = "MLFLOW_TRACKING_URI" not in os.environ
-    if local and not (storage / "mlflow.db").is_file():
+    if running == own_database(storage) and not (storage / "mlflow.db").is_file():
         raise SpecError(f"no MLflow data in {storage}; `memarch study run FILE` makes it")
     if _taken(port):
         raise SpecError(f"port {port} is in use; choose another with --port")
@@ -83,6 +82,11 @@ def serve(storage: Path, port: int, *, open_page: bool) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for ending in ENDINGS:
             signal.signal(ending, signal.SIG_DFL)
+
+
+def _store(storage: Path) -> str:
+    """Where the studies' runs are: the storage folder's, also where logging is off now."""
+    return tracking_uri(storage) or own_database(storage)
 
 
 def _wait(server: subprocess.Popen[str], url: str) -> None:

@@ -7,20 +7,21 @@ numbers of the study's own trials begin after them.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
-import sqlalchemy
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from memarch.search_spaces.first_points import first_points
+from memarch.studies.database import open_database
 from memarch.studies.judging import Judge
+from memarch.studies.ledger import Ledger
 from memarch.studies.racing import Race
 from memarch.studies.sampling import Coder, Draws, Point, Space, make_sampler
-from memarch.studies.store import Json, StudyFolder, create_database
+from memarch.studies.store import Json, StudyFolder
+from memarch.studies.tally import Tally
 from memarch.studies.turns import Turns
 from memarch.studies.warm_start import add as add_warm_start
 from memarch.studies.warm_start import choose as choose_warm_start
@@ -66,17 +67,39 @@ class Asking:
             race=self._race,
         )
         self._records: Mapping[int, Json] = {}
+        self._tally = Tally()
+        self._ledger: Ledger | None = None
         self._notices: list[str] = list(self._warm["notes"])
 
-    def open(self, study_id: str) -> list[optuna.trial.FrozenTrial]:
+    def open(
+        self, study_id: str, database: str | None, records: Mapping[int, Json]
+    ) -> list[FrozenTrial]:
         """Open the storage; the trials that a driver which is gone has not told."""
-        self._study = _open(self._folder, study_id, self._judge.objective)
-        add_warm_start(self._study, self._warm, self._coder, self._judge)
+        storage = open_database(database, self._folder.storage)
+        self._ledger = Ledger(storage, self._folder.name, study_id, self._judge.objective)
+        with self._ledger.change() as study:
+            self._study = study
+            add_warm_start(study, self._warm, self._coder, self._judge)
+            for number in range(len(study.get_trials(deepcopy=False)), _end(records)):
+                study.add_trial(self._from_record(records.get(number)))
+        for record in records.values():
+            self.count(record)
         return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
+    def close(self) -> None:
+        """Wait until the storage has all."""
+        if self._ledger is not None:
+            self._ledger.close()
+
+    def count(self, record: Json) -> None:
+        """A trial's record is new, or has changed: budgets are counted by it."""
+        self._tally.note(record)
+
     def notices(self) -> list[str]:
-        """What people should read: earlier trials that were taken, points that were dropped."""
+        """What people should read: trouble with the storage, earlier trials that were taken,
+        points that were dropped."""
         told, self._notices = self._notices, []
+        told += self._ledger.problems() if self._ledger else []
         return told + (self._race.notices() if self._race else [])
 
     @property
@@ -89,35 +112,33 @@ class Asking:
     def wants_another(self, records: Mapping[int, Json], seconds: float) -> bool:
         """Whether the budget, or the space, holds one more trial that can start now."""
         self._records = records
-        budget = self._settings["budget"]
-        trained = [record for record in records.values() if record["copy_of"] is None]
-        flops = sum(record["metrics"].get("cost/train_flops") or 0 for record in records.values())
+        budget, tally = self._settings["budget"], self._tally
         limits = [
-            (len(trained), budget.get("trials")),
+            (tally.originals, budget.get("trials")),
             (seconds / 3600, budget.get("hours")),
-            (flops, budget.get("flops")),
+            (tally.flops, budget.get("flops")),
         ]
         if any(limit is not None and used >= limit for used, limit in limits):
             return False
         if self._turns.next(records) is None:
             return False
-        latest = [records[number] for number in sorted(records)[-REPEATS:]]
-        seen = len(latest) == REPEATS and all(r["copy_of"] is not None for r in latest)
-        return self._turns.planned is not None or not seen
+        return self._turns.planned is not None or tally.copies_in_a_row < REPEATS
 
     def ask(self) -> Asked:
         """The next trial."""
-        trials = self._study.get_trials(deepcopy=False)
-        queued = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-        if not queued:
-            turn = self._turns.next(self._records) or self._turns.any()
-            if turn.variant is not None or turn.seed != self._turns.seeds[0]:
-                fixed = self._coder.encode(Point(turn.variant or "", turn.draws))
-                self._study.enqueue_trial(fixed, user_attrs={SEED: turn.seed})
-        self._sample_for(queued[0] if queued else len(trials))
-        return self._drawn(self._study.ask())
+        assert self._ledger is not None
+        with self._ledger.change() as study:
+            queued = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            number = queued[0].number if queued else len(study.get_trials(deepcopy=False))
+            if not queued:
+                turn = self._turns.next(self._records) or self._turns.any()
+                if turn.variant is not None or turn.seed != self._turns.seeds[0]:
+                    fixed = self._coder.encode(Point(turn.variant or "", turn.draws))
+                    study.enqueue_trial(fixed, user_attrs={SEED: turn.seed})
+            self._sample_for(number)
+            return self._drawn(study.ask())
 
-    def revive(self, frozen: optuna.trial.FrozenTrial) -> Asked:
+    def revive(self, frozen: FrozenTrial) -> Asked:
         """A trial that was asked by another driver: the same number, the same values."""
         self._sample_for(frozen.number)
         return self._drawn(optuna.Trial(self._study, frozen._trial_id))
@@ -128,20 +149,23 @@ class Asking:
         Infeasible points are told as pruned, with their violations: failed ones would be invisible
         to the sampler, which would go on drawing beside them.
         """
+        assert self._ledger is not None
         metrics, state = record["metrics"], record["state"]
-        trial.set_user_attr("memarch", {k: record[k] for k in ("state", "reason", "seed", "hash")})
-        for name, value in self._judge.violations(metrics).items():
-            trial.set_constraint(name, value)
+        told = {k: record[k] for k in ("state", "reason", "seed", "hash")}
         names = list(self._judge.objective)
-        if state == "complete":
-            self._study.tell(trial, [metrics[name] for name in names])
-        elif state == "failed":
-            self._study.tell(trial, state=TrialState.FAIL)
-        else:
-            # TPE ranks what was stopped early by its last value, where there is one objective.
-            if len(names) == 1 and metrics.get(names[0]) is not None:
-                trial.report(metrics[names[0]], round(1000 * (share or 0)))
-            self._study.tell(trial, state=TrialState.PRUNED)
+        with self._ledger.change() as study:
+            trial.set_user_attr("memarch", told)
+            for name, value in self._judge.violations(metrics).items():
+                trial.set_constraint(name, value)
+            if state == "complete":
+                study.tell(trial, [metrics[name] for name in names])
+            elif state == "failed":
+                study.tell(trial, state=TrialState.FAIL)
+            else:
+                # TPE ranks what was stopped early by its last value, where there is one objective.
+                if len(names) == 1 and metrics.get(names[0]) is not None:
+                    trial.report(metrics[names[0]], round(1000 * (share or 0)))
+                study.tell(trial, state=TrialState.PRUNED)
 
     def _drawn(self, trial: optuna.Trial) -> Asked:
         variant, draws = self._coder.suggest(trial)
@@ -154,37 +178,21 @@ class Asking:
         sampler = self._settings["sampler"]
         self._study.sampler = make_sampler(sampler, self._search_seed, number, objectives)
 
+    def _from_record(self, record: Json | None) -> FrozenTrial:
+        """A trial that the storage lacks, because the driver was cut off before it was written."""
+        if record is not None:
+            point = Point(record["variant"], record["params"])
+            seed = {} if record["seed"] == self._turns.seeds[0] else {SEED: record["seed"]}
+            with suppress(KeyError, ValueError):  # no longer in the space: its number stays taken
+                return optuna.trial.create_trial(
+                    state=TrialState.RUNNING,
+                    params=self._coder.encode(point),
+                    distributions=self._coder.kinds(point.variant),
+                    user_attrs=seed,
+                )
+        return optuna.trial.create_trial(state=TrialState.FAIL)
 
-def _open(folder: StudyFolder, study_id: str, objective: Mapping[str, str]) -> optuna.Study:
-    """The study in the storage's SQLite file: write-ahead log, synced at checkpoints of the log.
 
-    A crash of the machine may then lose the last moments, a crash of the driver nothing.
-    """
-    path = folder.storage / "optuna.db"
-    create_database(
-        path, lambda new: optuna.storages.RDBStorage(f"sqlite:///{new}").engine.dispose()
-    )
-    patient = {"connect_args": {"timeout": 60}}
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=patient)
-
-    def relax(connection: Any, _: object) -> None:
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    sqlalchemy.event.listen(storage.engine, "connect", relax)
-    storage.engine.dispose()  # connections made from here on are relaxed
-    name = folder.name
-    if name in optuna.get_all_study_names(storage):
-        known = optuna.load_study(study_name=name, storage=storage).user_attrs.get("memarch.id")
-        if known not in (None, study_id):  # of a study whose folder was deleted
-            name = f"{name}-{study_id[:8]}"
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage,
-        directions=list(objective.values()),
-        load_if_exists=True,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names(list(objective))
-    study.set_user_attr("memarch.id", study_id)
-    return study
+def _end(records: Mapping[int, Json]) -> int:
+    """The number after the last."""
+    return max(records, default=-1) + 1

@@ -40,6 +40,7 @@ from memarch.studies.events import Event, StudyResult
 from memarch.studies.judging import Judge, Verdict, failed, share_of_budget
 from memarch.studies.leaderboard import COPY
 from memarch.studies.mailbox import Key, open_mailbox
+from memarch.studies.places import Places
 from memarch.studies.pool import Pool
 from memarch.studies.provenance import write_origins
 from memarch.studies.pruning import Pruning
@@ -61,7 +62,7 @@ from memarch.studies.store import (
     storage_folder,
     write_json,
 )
-from memarch.studies.tracking import Tracking, check_tracking_uri, run_name
+from memarch.studies.tracking import Tracking, run_name
 from memarch.studies.workers import Job
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def run_study(
     overrides: Sequence[str] = (),
     name: str | None = None,
     address: str | None = None,
+    database: str | None = None,
+    artifacts: str | None = None,
     on_event: OnEvent | None = None,
     trial_function: str = TRIAL_FUNCTION,
     test_function: str = TEST_FUNCTION,
@@ -100,7 +103,7 @@ def run_study(
         Path(file), tuple(overrides), find_trial=lambda study, trial: find_spec(root, study, trial)
     )
     notes = study_file.validate()
-    check_tracking_uri(root)
+    places = Places.choose(root, database, artifacts)
     folder = StudyFolder(root, name or study_file.study["name"] or Path(file).stem)
     with lease(folder.path):
         if folder.exists():
@@ -114,10 +117,10 @@ def run_study(
             "overrides": list(overrides),
             "trial_function": trial_function,
             "test_function": test_function,
-        }
+        } | places.written()
         _begin(folder, study_file, info)
         try:
-            return _Driver(folder, address, on_event).run(notes)
+            return _Driver(folder, places, address, on_event).run(notes)
         except SpecError:  # without a first trial it has not begun, and its name stays free
             if not folder.records():
                 (folder.path / "study.json").unlink()
@@ -130,6 +133,8 @@ def resume_study(
     storage: str | Path | None = None,
     overrides: Sequence[str] = (),
     address: str | None = None,
+    database: str | None = None,
+    artifacts: str | None = None,
     on_event: OnEvent | None = None,
 ) -> StudyResult:
     """Go on with a study by name. `overrides` may raise its budget: `study.budget.trials=48`."""
@@ -139,9 +144,9 @@ def resume_study(
         info["overrides"] = [*info["overrides"], *overrides]
         study_file = read_snapshot(folder.path, info["overrides"])
         notes = study_file.validate()
-        check_tracking_uri(folder.storage)
-        folder.write_info(info)
-        return _Driver(folder, address, on_event).run(notes)
+        places = Places.choose(folder.storage, database, artifacts, info)
+        folder.write_info(info | places.written())
+        return _Driver(folder, places, address, on_event).run(notes)
 
 
 def _ignore(event: Event) -> None:
@@ -209,8 +214,14 @@ class _Trial:
 class _Driver:
     """One session of one study."""
 
-    def __init__(self, folder: StudyFolder, address: str | None, on_event: OnEvent | None) -> None:
-        self.folder, self.address = folder, address
+    def __init__(
+        self,
+        folder: StudyFolder,
+        places: Places,
+        address: str | None,
+        on_event: OnEvent | None,
+    ) -> None:
+        self.folder, self.places, self.address = folder, places, address
         self.on_event = on_event if on_event is not None else _ignore
         self.info = folder.info
         self.file = study_file = read_snapshot(folder.path, self.info["overrides"])
@@ -252,20 +263,24 @@ class _Driver:
                 sum(record["state"] in FINISHED for record in self.records.values()),
             )
         )
-        for note in notes:
+        for note in [*notes, *self.places.notes()]:
             self.on_event(events.Notice(note))
         try:
             with self._interruptible(signal.SIGINT):
                 if self._work_is_left():  # workers import while the databases open
                     self._pool().warm(self.usual_size, self.asking.planned)
-                self.tracking.open(self.info, self.records)
+                self.tracking.open()
                 self._prepare()
                 with self._interruptible(signal.SIGTERM):  # Ray has a handler of its own
                     self._loop()
                     if not self.interrupted:
                         self._test_finalists()
+        except BaseException:
+            self.tracking.abandon()
+            raise
         finally:
             self._close_pool()
+            self.asking.close()
         return self._end()
 
     def _pool(self) -> Pool:
@@ -287,7 +302,7 @@ class _Driver:
 
     def _prepare(self) -> None:
         """Open the storage, and take up what an earlier session left."""
-        unfinished = self.asking.open(self.info["id"])
+        unfinished = self.asking.open(self.info["id"], self.places.database, self.records)
         for number, record in sorted(self.records.items()):
             if record["copy_of"] is None and record["hash"]:
                 self.by_hash.setdefault((record["hash"], record["seed"]), number)
@@ -321,7 +336,7 @@ class _Driver:
         state = "interrupted" if self.interrupted else "complete"
         self._write_info(state)
         self._write_report()
-        self.tracking.close(self.info)
+        self.tracking.close()
         self._pass_on_problems()
         shown = show_study(self.folder.name, self.folder.storage)
         result = StudyResult(
@@ -454,7 +469,7 @@ class _Driver:
             self.plugins,
         )
         self._pool().start(job, trial.size)
-        self.tracking.start(trial.record)
+        self.tracking.changed(trial.number)
         self.on_event(
             events.TrialStarted(
                 trial.number, trial.record["variant"], trial.record["params"], trial.attempt
@@ -479,7 +494,7 @@ class _Driver:
         step, metrics = report["step"], report["metrics"]
         share = share_of_budget(trial.spec, step, metrics)
         trial.metrics = metrics
-        self.tracking.report(trial.number, step, report["time"], metrics)
+        self.tracking.changed(trial.number)
         self.on_event(events.TrialProgress(trial.number, step, metrics, share))
         variant = trial.record["variant"]
         if share is not None and self.pruning.report(variant, trial.number, share, metrics):
@@ -546,7 +561,7 @@ class _Driver:
         self._write(trial)
         self._tell(trial)
         self.pruning.finish(trial.number, pruned=record["state"] == "pruned")
-        self.tracking.finish(record)
+        self.tracking.changed(trial.number)
         self._write_info("running")
         self.on_event(events.TrialFinished(_row(record)))
         for copy in self.copies.pop(trial.number, []):
@@ -564,12 +579,13 @@ class _Driver:
         record["converged"] = original.get("converged")
         self._write(trial)
         self._tell(trial)
-        self.tracking.finish(record)
+        self.tracking.changed(trial.number)
         self._write_info("running")
         self.on_event(events.TrialFinished(_row(record)))
 
     def _write(self, trial: _Trial) -> None:
         self.records[trial.number] = trial.record
+        self.asking.count(trial.record)
         self.folder.trial(trial.number).write_record(trial.record)
 
     # After a restart
@@ -626,7 +642,7 @@ class _Driver:
             self._pool().kill(trial.key)
             trial.record["state"] = "waiting"
             self._write(trial)
-            self.tracking.interrupt(trial.number)
+            self.tracking.changed(trial.number)
         self.running.clear()
 
     # The end
@@ -665,7 +681,7 @@ class _Driver:
             if result and not result["metrics"].items() <= record["metrics"].items():
                 record["metrics"] |= result["metrics"]
                 self.folder.trial(number).write_record(record)
-                self.tracking.tested(record)
+                self.tracking.changed(number)
                 self.on_event(events.TrialFinished(_row(record)))
 
     def _end_late_tests(self, tests: dict[Key, Json], begun: Mapping[Key, float]) -> None:

@@ -140,6 +140,13 @@ class Coder:
         """The parameter `variant`, where there are variants."""
         return {VARIANT: CategoricalDistribution(list(self.spaces))} if self.has_variants else {}
 
+    def kinds(self, variant: str) -> dict[str, BaseDistribution]:
+        """All parameters of a variant's trials."""
+        found = self.variant_distribution()
+        for name, range_ in self.spaces[variant].items():
+            found |= distributions(self.names[variant, name], range_)
+        return found
+
     def suggest(self, trial: optuna.Trial) -> tuple[str, Draws]:
         """Draw the variant, then what it uses."""
         variant = ""

@@ -18,7 +18,7 @@ import optuna
 from memarch.components.errors import SpecError
 from memarch.studies.judging import Judge
 from memarch.studies.ranking import ranking
-from memarch.studies.sampling import Coder, Point, distributions
+from memarch.studies.sampling import Coder, Point
 from memarch.studies.store import Json, StudyFolder, find_study, read_json, write_json
 
 ATTRIBUTE = "memarch.warm"
@@ -116,15 +116,11 @@ def _misfit(record: Json, coder: Coder) -> str:
 
 
 def _frozen(row: Json, coder: Coder, judge: Judge) -> optuna.trial.FrozenTrial:
-    space = coder.spaces[row["variant"]]
-    kinds = dict(coder.variant_distribution())
-    for name, range_ in space.items():
-        kinds |= distributions(coder.names[row["variant"], name], range_)
     return optuna.trial.create_trial(
         state=optuna.trial.TrialState.COMPLETE,
         values=[row["metrics"][name] for name in judge.objective],
         params=coder.encode(Point(row["variant"], row["params"])),
-        distributions=kinds,
+        distributions=coder.kinds(row["variant"]),
         user_attrs={ATTRIBUTE: f"{row['study']}/{row['number']}"},
         constraints=judge.violations(row["metrics"]),
     )

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 
 from memarch.studies.store import FINISHED, StudyFolder
-from memarch.studies.tracking import _key as metric_name
+from memarch.studies.tracking import metric_name
 
 OPTUNA_STATES = {
     "complete": ("COMPLETE",),

@@ -469,7 +469,7 @@ def test_a_folder_as_mlflow_store_is_refused_at_once(shared, tmp_path, monkeypat
 
 def test_without_its_mlflow_server_a_study_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MEMARCH_SERVER_WAIT", "1")
     log = Log()
     result = run(
         write_study(tmp_path, name="alone", budget="{trials: 2}"), tmp_path / "runs", on_event=log
