@@ -450,7 +450,7 @@ def study_extend(
         overrides = studies_commands.extend(
             name, storage, trials=trials, hours=hours, seeds=seeds, top=top
         )
-        document = follow.resume(name, storage, overrides, address)
+        document = follow.resume(name, storage, overrides, address=address)
     _study_end(document, storage, as_json)
 
 
