@@ -122,6 +122,15 @@ def pretrained_backbone(spec: BackboneSpec, impl: Impl = "auto") -> PreTrainedMo
     return _with_our_norms(model, impl)
 
 
+def pretrained_config(spec: BackboneSpec) -> PretrainedConfig:
+    """The config that such a backbone has, without its weights."""
+    config = AutoConfig.from_pretrained(spec.pretrained, revision=spec.revision)
+    family_of(config.model_type)
+    if spec.keep_layers is not None:
+        _shorten(config, spec.keep_layers)
+    return config
+
+
 def _keep_layers(model: PreTrainedModel, keep: list[int]) -> None:
     family, config = family_of(model.config.model_type), model.config
     parent, _, name = family.layers.rpartition(".")
@@ -134,6 +143,10 @@ def _keep_layers(model: PreTrainedModel, keep: list[int]) -> None:
             path="model.backbone.keep_layers",
         )
     setattr(model.get_submodule(parent), name, nn.ModuleList(layers[index] for index in keep))
+    _shorten(config, keep)
+
+
+def _shorten(config: PretrainedConfig, keep: list[int]) -> None:
     config.num_hidden_layers = len(keep)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[index] for index in keep]

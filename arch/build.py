@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from memarch.arch.backbone import pretrained_backbone, random_config
+from memarch.arch.backbone import pretrained_backbone, pretrained_config, random_config
 from memarch.arch.model import MemarchConfig, MemarchModel
 from memarch.arch.spec import ModelSpec, parse_model_spec
 
@@ -32,6 +32,19 @@ def build_model(
             spec.backbone, vocab_size=vocab_size, length=spec.segment_length + _extra_tokens(spec)
         )
         return MemarchModel(MemarchConfig(spec=spec.canonical(), text_config=text_config))
+
+
+def unfilled_model(spec: ModelSpec, *, vocab_size: int | None = None) -> MemarchModel:
+    """The same model with weights that mean nothing, for a device where they are shapes only.
+
+    Nothing is loaded: of a pretrained backbone only its config.json is read.
+    """
+    if spec.backbone.pretrained is not None:
+        config = pretrained_config(spec.backbone)
+    else:
+        length = spec.segment_length + _extra_tokens(spec)
+        config = random_config(spec.backbone, vocab_size=vocab_size, length=length)
+    return MemarchModel(MemarchConfig(spec=spec.canonical(), text_config=config))
 
 
 def _extra_tokens(spec: ModelSpec) -> int:

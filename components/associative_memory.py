@@ -77,6 +77,7 @@ class AssociativeMemory(Memory):
     """Matrix and normaliser per layer; see the module's docstring for the equations."""
 
     site: ClassVar[Site] = "layer"
+    scales_with_width: ClassVar[tuple[str, ...]] = ("d_mem", "num_tokens")
 
     class Settings(LayeredSettings):
         """A matrix of associations in every chosen layer."""

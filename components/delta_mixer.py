@@ -73,6 +73,7 @@ class DeltaMixer(Memory):
 
     site: ClassVar[Site] = "mixer"
     whole_input: ClassVar[bool] = True
+    scales_with_width: ClassVar[tuple[str, ...]] = ("heads",)
 
     class Settings(LayeredSettings):
         """Settings of a token-level mixer."""

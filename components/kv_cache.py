@@ -95,16 +95,21 @@ class KVCache(Memory):
         }
         mask = causal_mask(state["valid"], segment.valid, self.settings.window)
         y = inner(q, seen["k"], seen["v"], mask)
-        new = self._keep(seen, segment.full)
+        if segment.frozen:
+            return y, state
+        new = self._keep(seen, segment.full, first=state["valid"].shape[1] == 0)
         new = {key: value.to(state[key].dtype) for key, value in new.items()}
         return y, new
 
-    def _keep(self, seen: State, full: bool) -> State:
+    def _keep(self, seen: State, full: bool, *, first: bool) -> State:
         """Of all tokens seen, those that a later token may see, gaps closed.
 
-        Where all new tokens are valid, nothing but the gaps of a growing cache needs work.
+        Where all new tokens are valid, nothing but the gaps of a growing cache needs work, and
+        there are none in what comes first.
         """
         valid = seen["valid"]
+        if self.settings.window is None and full and first:
+            return seen
         if self.settings.window is None:
             order, size = valid_first(valid), int(valid.sum(dim=1).max())
             kept = slice(0, size)

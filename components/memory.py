@@ -134,6 +134,8 @@ class Memory(nn.Module, ABC):
     """States of different segments have equal shapes, so cells of different segments run as one."""
     positions: ClassVar[Literal["segment", "input"]] = "segment"
     """Whether the backbone's positions start anew in every segment or run on through the input."""
+    scales_with_width: ClassVar[tuple[str, ...]] = ()
+    """Settings, sizes all, that grow in proportion when a study's winner is made wider."""
 
     write_tokens: int = 0
     """Learned tokens that the model appends to each segment, shared by all memories that ask."""

@@ -96,6 +96,7 @@ class TokenMemory(Memory):
     """Memory vectors in the input; see the module's docstring for the equations."""
 
     site: ClassVar[Site] = "segment"
+    scales_with_width: ClassVar[tuple[str, ...]] = ("num_tokens",)
 
     class Settings(MemorySettings):
         """Vectors that the backbone reads as tokens."""

@@ -215,7 +215,8 @@ def validate(file: Path, overrides: tuple[str, ...], storage: Path, as_json: boo
     memarch validate my_study.yaml
     memarch validate my_study.yaml --set model.segment_length=64
 
-    Nothing is built or trained. A mistake is reported with its file, line and key.
+    Nothing is built or trained, but for sizes that `match` or `scale` solve for, which are those of
+    models built without numbers. A mistake is reported with its file, line and key.
     """
     from memarch.inputs import open_study
 
@@ -223,8 +224,10 @@ def validate(file: Path, overrides: tuple[str, ...], storage: Path, as_json: boo
         study = open_study(file, overrides, storage)
         notes = study.validate()
         spaces = {name: list(study.space(name)) for name in study.variants}
+        sizes = study.sizing.rows
     if as_json:
-        emit({"valid": True, "file": str(file), "variants": spaces, "notes": notes})
+        found = {"valid": True, "file": str(file), "variants": spaces, "notes": notes}
+        emit(found | {"sizes": sizes})
         return
     click.echo(f"{file} is valid")
     for name, searched in spaces.items():
@@ -232,6 +235,10 @@ def validate(file: Path, overrides: tuple[str, ...], storage: Path, as_json: boo
         click.echo(f"  {name or ('the model' if searched else 'one model')}: {listed}")
     for note in notes:
         click.echo(f"note: {note}")
+    if sizes:
+        from memarch import show
+
+        show.sizes(sizes)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from pydantic.json_schema import models_json_schema
 from memarch.arch.spec import Impl, ModelSpec, Schedule, own_name
 from memarch.components.memory import memories
 from memarch.components.registry import Entry
+from memarch.studies.size_settings import MatchSettings, ScaleSettings
 from memarch.studies.spec import EvalSettings, ResourceSettings, StudySettings, TrainSettings
 from memarch.studies.tasks.base import tasks
 
@@ -40,7 +41,13 @@ RANGES: Json = {
         "size": {"description": "How many: a number, or [low, high]."},
     },
     "sample": {"sample": {"type": "object", "description": "Drawn anew in every batch."}},
-    "solve": {"solve": {**_ENDS, "description": "A size that is solved for."}},
+    "solve": {
+        "solve": {
+            "anyOf": [_ENDS, {"type": "object"}],
+            "description": "A size that `match` solves for: [low, high], or any finite range.",
+        },
+        "step": {"type": "integer", "minimum": 1},
+    },
 }
 
 
@@ -77,6 +84,8 @@ def study_schema() -> Json:
         "train": references[TrainSettings],
         "eval": {"type": "object", "additionalProperties": references[EvalSettings]},
         "resources": references[ResourceSettings],
+        "match": _by_cost(definitions, references[MatchSettings], ("cost", "levels")),
+        "scale": _by_cost(definitions, references[ScaleSettings], ("cost", "level")),
     }
     definitions |= {f"section_{name}": section for name, section in sections.items()}
     places = {name: {"$ref": f"#/$defs/section_{name}"} for name in sections}
@@ -121,9 +130,22 @@ def study_schema() -> Json:
     }
 
 
+def _by_cost(definitions: Json, reference: Json, replaced: tuple[str, str]) -> Json:
+    """A section whose cost is written as the key of its value: `{cost/parameters: 160M}`."""
+    made = definitions[reference["$ref"].rpartition("/")[2]]
+    properties = {name: part for name, part in made["properties"].items() if name not in replaced}
+    return {
+        **{key: made[key] for key in ("type", "description")},
+        "properties": properties,
+        "patternProperties": {"^cost/": {"type": ["array", "number", "string"]}},
+        "additionalProperties": False,
+    }
+
+
 def _sections() -> tuple[Json, dict[type[BaseModel], Json]]:
     """The definitions of all settings, and a reference to each class that a section needs."""
     classes: list[type[BaseModel]] = [StudySettings, TrainSettings, EvalSettings, ResourceSettings]
+    classes += [MatchSettings, ScaleSettings]
     classes += [entry.cls.Settings for registry in (memories, tasks) for entry in registry]
     found, schema = models_json_schema(
         [(cls, "validation") for cls in dict.fromkeys(classes)], ref_template="#/$defs/{model}"

@@ -223,6 +223,8 @@ def plan(document: Row, *, origins: bool = False) -> None:
             searched.add_row(escape(row["name"] or "-"), escape(name), escape(values))
     if searched.row_count:
         out.print(searched)
+    if document["sizes"]:
+        sizes(document["sizes"])
     if document["measured"]:
         headings = ["trial", "variant", "settings", "steps", "a step", "a trial", "peak memory"]
         made = table("measured on this machine", headings, right=headings[3:])
@@ -253,6 +255,24 @@ def plan(document: Row, *, origins: bool = False) -> None:
                 value = escape(str(place["value"]))
                 made.add_row(escape(key), value, escape(place["origin"]))
             out.print(made)
+
+
+def sizes(rows: Sequence[Row]) -> None:
+    """What was solved for each level of size, and how near it comes."""
+    made = table(
+        f"sizes by {rows[0]['cost']}",
+        ["variant", "level", "values", "measured", "off"],
+        right=["level", "measured", "off"],
+    )
+    for row in rows:
+        head = (escape(row["variant"] or "-"), f"{row['level']:.12g}")
+        if "reason" in row:
+            made.add_row(*head, "[yellow]left out, see the note[/]", "-", "-")
+            continue
+        values = ", ".join(f"{name} {board.number(v)}" for name, v in row["values"].items())
+        off = f"{100 * row['residual']:+.2g} %"
+        made.add_row(*head, escape(values), f"{row['value']:.12g}", off)
+    console().print(made)
 
 
 def metrics(document: Row) -> None:

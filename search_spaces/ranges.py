@@ -5,7 +5,8 @@
 {float: [1e-3, 1e-2], log: true}       a number; also `step: 0.1`
 {subset: [0, 1, 2, 3], size: [1, 2]}   a list of some of the values
 {sample: {int: [1, 4]}}                drawn anew for every training batch
-{solve: [1, 512]}                      a size that is solved for
+{solve: [1, 512]}                      a size that `match` solves for; also `step: 8`, or any
+                                       finite range: {solve: {choice: [dpfp1, dpfp3]}}
 
 `sample` stands under `task` only and is no parameter of a search: training draws it for every
 batch, evaluations take its largest value (of a choice the last), unless their own task or sweep
@@ -140,19 +141,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Solve:
-    """An integer between the ends that a budget determines."""
+    """A size that a budget determines: one value of a finite range."""
 
-    low: int
-    high: int
+    inner: Range
 
     def contains(self, value: Any) -> bool:
-        return Int(self.low, self.high).contains(value)
+        return self.inner.contains(value)
 
     def extremes(self) -> list[Any]:
-        return Int(self.low, self.high).extremes()
+        return self.inner.extremes()
 
-    def grid(self) -> list[Any] | None:
-        return None
+    def grid(self) -> list[Any]:
+        values = self.inner.grid()
+        assert values is not None, "checked when it was parsed"
+        return values
 
 
 _MODIFIERS: dict[str, tuple[str, ...]] = {
@@ -161,7 +163,7 @@ _MODIFIERS: dict[str, tuple[str, ...]] = {
     "float": ("log", "step"),
     "subset": ("size",),
     "sample": (),
-    "solve": (),
+    "solve": ("step",),
 }
 KINDS = tuple(_MODIFIERS)
 _SHARED = {name for names in _MODIFIERS.values() for name in names}
@@ -210,8 +212,10 @@ def as_written(known: Range) -> dict[str, Any]:
             return {"subset": list(values), "size": [low, high]}
         case Sample(inner):
             return {"sample": as_written(inner)}
-        case Solve(low, high):
-            return {"solve": [low, high]}
+        case Solve(Int(low, high, step=step)):
+            return {"solve": [low, high]} | ({"step": step} if step != 1 else {})
+        case Solve(inner):
+            return {"solve": as_written(inner)}
     raise TypeError(f"no range: {known!r}")
 
 
@@ -228,8 +232,8 @@ def described(known: Range) -> str:
             return f"{count} of {', '.join(str(value) for value in values)}"
         case Sample(inner):
             return f"{described(inner)}, anew in every batch"
-        case Solve(low, high):
-            return f"{low} to {high}, solved for"
+        case Solve(inner):
+            return f"{described(inner)}, solved for"
     return str(known)
 
 
@@ -274,8 +278,19 @@ def _sample(raw: Mapping[str, Any]) -> Range:
 
 
 def _solve(raw: Mapping[str, Any]) -> Range:
-    low, high = _ends(raw["solve"], "solve", whole=True)
-    return Solve(int(low), int(high))
+    given = raw["solve"]
+    if not is_range(given):
+        _ends(given, "solve", whole=True)
+        rest = {name: value for name, value in raw.items() if name != "solve"}
+        return Solve(_int({"int": given, **rest}))
+    if "step" in raw:
+        raise SpecError("belongs into the range that `solve` holds", path="step")
+    if "sample" in given or "solve" in given:
+        raise SpecError("must hold [low, high] or a choice, int, float or subset", path="solve")
+    inner = parse_range(given)
+    if inner.grid() is None:
+        raise SpecError("needs finitely many values: give the range a `step`", path="solve")
+    return Solve(inner)
 
 
 _PARSERS: dict[str, Callable[[Mapping[str, Any]], Range]] = {

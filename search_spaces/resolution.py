@@ -42,6 +42,7 @@ RANGED = ("vars", "task", "model", "train")
 
 DRAWN = " (drawn from this range)"
 SAMPLED = " (drawn from this range for every batch)"
+SOLVED = " (solved for)"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Resolver:
         self.marks: dict[str, Mark] = {}
         self.used: dict[Path_, Range] = {}
         """Searched ranges by where they are written."""
+        self.solves: dict[Path_, Solve] = {}
+        """Ranges that `match` solves for, by where they are written."""
         self.sampled: dict[Path_, tuple[Path_, Sample]] = {}
         """Ranges that training draws for every batch, by where they are used: where they are
         written, and what they are."""
@@ -246,6 +249,8 @@ class Resolver:
                 "a searched value cannot be used here, where all trials must agree", join(*path)
             )
         known = self.read_range(node, written, path)
+        if isinstance(known, Solve):
+            return self._solve(node, known, written, path)
         self.used[written] = known
         name = self.names.get(written, join(*written))
         if self.draws is None:
@@ -263,6 +268,21 @@ class Resolver:
         if not known.contains(value):
             raise node.origin.error(f"the value {show(value)} lies outside the range", join(*path))
         return list(value) if isinstance(known, Subset) else value
+
+    def _solve(self, node: Node, known: Solve, written: Path_, path: Path_) -> Any:
+        """The value that was solved for; the first one until then."""
+        if path[0] not in ("vars", "model"):
+            raise node.origin.error(
+                "`solve` sets a size of the model: it stands under model, or is a var that the "
+                "model uses",
+                join(*path),
+            )
+        self.solves[written] = known
+        mark = self.marks[join(*path)]
+        self.marks[join(*path)] = replace(mark, source="solved", note=SOLVED, leaf=True, last=None)
+        name = self.names.get(written, join(*written))
+        value = (self.draws or {}).get(name, known.grid()[0])
+        return list(value) if isinstance(value, tuple) else value
 
     def _sample(self, node: Node, written: Path_, path: Path_, note: str) -> Any:
         """The value that evaluations take of what is drawn for every batch."""
@@ -300,18 +320,24 @@ class Resolver:
             raise node.origin.error(
                 f"a range cannot stand here, only under {', '.join(RANGED)}", where
             )
-        below = node.value["sample"] if list(node.value) == ["sample"] else None
-        if below is not None and range_at(below, path) and "sample" not in below.value:
-            return Sample(self.read_range(below, (*written, "sample"), (*path, "sample")))
+        for kind in ("sample", "solve"):
+            below = node.value[kind] if list(node.value) == [kind] else None
+            nested = below is not None and range_at(below, (*path, kind))
+            if below is not None and nested and not {"sample", "solve"} & set(below.value):
+                held = self.read_range(below, (*written, kind), (*path, kind))
+                return self._holding(kind, held, node, where)
         inner = Resolver(self.root, environment=self.environment)
         inner._open = self._open
         raw = {
             key: inner.value(child, (*written, key), (*path, key))
             for key, child in node.value.items()
-            if not (range_at(child, written) and key == "sample")
+            if not (range_at(child, written) and key in ("sample", "solve"))
         }
-        if "sample" in node.value:
-            raw["sample"] = node.value["sample"].plain()
+        raw |= {
+            key: child.plain()
+            for key, child in node.value.items()
+            if key == "sample" or (key == "solve" and child.is_map)
+        }
         ranges = [*inner.used, *(place for place, _ in inner.sampled.values())]
         inside = [place for place in ranges if place[: len(written)] == written]
         if inside:
@@ -329,9 +355,16 @@ class Resolver:
             at = node.get(*error.path.split(".")) if error.path else None
             place = (at or node).origin
             raise place.error(error.message, join(where, error.path)) from None
-        if isinstance(known, Solve):
-            raise node.origin.error("ranges of the kind 'solve' come with a later version", where)
         return known
+
+    def _holding(self, kind: str, inner: Range, node: Node, where: str) -> Range:
+        if kind == "sample":
+            return Sample(inner)
+        if inner.grid() is None:
+            raise node.origin.error(
+                "needs finitely many values to solve for: give the range a `step`", where
+            )
+        return Solve(inner)
 
 
 def _first(known: Range) -> Any:

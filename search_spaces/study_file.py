@@ -27,8 +27,9 @@ from memarch.components.plugins import load_plugins
 from memarch.search_spaces.document import Node, Origin, node_of, read_file
 from memarch.search_spaces.first_points import first_points
 from memarch.search_spaces.patches import REPLACE, expand, merge, nest, parse_override
-from memarch.search_spaces.ranges import Choice, Range, Sample, as_written
+from memarch.search_spaces.ranges import Choice, Range, Sample, Solve, as_written
 from memarch.search_spaces.resolution import DRAWN, SAMPLED, Mark, Path_, Resolver, refuse_ranges
+from memarch.search_spaces.sizing import LEVEL, Sized, Sizing
 
 _FRAME = ("vars", "variants", "extends", "plugins")
 _VARIED = ("vars", "task", "model", "train", "eval", "resources")
@@ -45,13 +46,15 @@ class Schema(Protocol):
     """What sections there are, and what they may hold."""
 
     sections: Sequence[str]
-    reserved: Mapping[str, str]
-    """Sections of later versions: what to say about them."""
     stage_keys: Sequence[str]
     """Keys under `train` that a stage may change."""
 
     def parse(self, raw: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
         """Concrete sections -> the same checked, in one form, with all defaults; else SpecError."""
+        ...
+
+    def cost(self, spec: Mapping[str, Any], name: str) -> float:
+        """What a model of this spec costs, measured."""
         ...
 
 
@@ -69,6 +72,8 @@ class Resolved:
     """By key path: `default`, `file:line`, `variant NAME`, `draw` or `--set`."""
     hash: str
     """Equal for specs that are the same trial, however they are written."""
+    sized: Sized | None = None
+    """The sizes that a budget gave, and how near they come."""
     marks: Mapping[str, Mark] = field(repr=False, default_factory=dict)
     file: StudyFile | None = field(repr=False, default=None)
 
@@ -117,14 +122,27 @@ class StudyFile:
         return file
 
     @property
-    def variants(self) -> list[str]:
+    def named(self) -> list[str]:
         """Names of the variants; `[""]` where there are none."""
         return list(self.patches) or [""]
 
     @cached_property
+    def variants(self) -> list[str]:
+        """The variants that run: all, but for those that reach no level of `match`."""
+        if self.section("match") is None:
+            return self.named
+        out = {row["variant"] for row in self.sizing.rows if "reason" in row}
+        return [name for name in self.named if name not in out or self.sizing.levels(name)]
+
+    @cached_property
+    def sizing(self) -> Sizing:
+        """Sizes that follow from a budget."""
+        return Sizing(self)
+
+    @cached_property
     def plugins(self) -> list[Path]:
         """The user's own files, as absolute paths."""
-        root = self._tree(self.variants[0])
+        root = self._tree(self.named[0])
         node = root.get("plugins")
         if node is None:
             return []
@@ -150,15 +168,29 @@ class StudyFile:
     @cached_property
     def study(self) -> dict[str, Any]:
         """The section `study`, with defaults; the same for all trials."""
-        variant = self.variants[0]
-        spec = self._canonical(variant, self._first_draws(variant), ())[0]
+        spec = self.canonical(self.named[0])
         study: dict[str, Any] = spec["study"]
         return study
 
     def space(self, variant: str = "") -> dict[str, Range]:
         """What a search draws for this variant: names of parameters to ranges."""
-        used = self._used[self._known(variant)]
+        levels = self.sizing.levels(variant) if self.section("match") is not None else []
+        several = len((self.sizing.match or {"levels": []})["levels"]) > 1 if levels else False
+        level: dict[str, Range] = {LEVEL: Choice(tuple(levels))} if several else {}
+        return level | self.ranges(variant)
+
+    def ranges(self, variant: str) -> dict[str, Range]:
+        """The ranges that are written in the file and searched."""
+        used, _ = self._used[self._known(variant)]
         return {self._names[path]: known for path, known in used.items()}
+
+    def solves(self, variant: str) -> dict[Path_, Solve]:
+        """What is marked to be solved for, by where it is written."""
+        return self._used[self._known(variant)][1]
+
+    def first_ranges(self, variant: str) -> dict[str, Any]:
+        """The first value of every range of the file."""
+        return {name: known.extremes()[0] for name, known in self.ranges(variant).items()}
 
     def resolve(self, variant: str = "", draws: Mapping[str, Any] | None = None) -> Resolved:
         """The concrete spec of a variant with these draws (none for a file without ranges)."""
@@ -168,8 +200,20 @@ class StudyFile:
         self, variant: str, draws: Mapping[str, Any], patches: Sequence[Node]
     ) -> Resolved:
         """The same with patches over everything else."""
+        sized = self.sizing.of(variant, draws, patches)
+        given = draws
+        if sized is not None:
+            draws, patches = {**draws, **sized.draws}, [*patches, *sized.patches]
         spec, resolver = self._canonical(variant, draws, patches)
-        origins = dict(self._origins(spec, resolver.marks))
+        source = "" if sized is None else sized.source
+        origins = {
+            path: source if origin == "solved" and source else origin
+            for path, origin in self._origins(spec, resolver.marks)
+        }
+        for section in ("match", "scale"):
+            spec.pop(section, None)
+        if sized is not None:
+            spec[sized.kind] = sized.record()
         spec["vars"] = dict(resolver.used_vars)
         spec["plugins"] = [str(path) for path in self.plugins]
         self._add_points(spec, variant, draws, patches, resolver)
@@ -183,7 +227,8 @@ class StudyFile:
         }
         text = json.dumps(counted, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        return Resolved(variant, dict(draws), spec, record, origins, digest, resolver.marks, self)
+        marks = resolver.marks
+        return Resolved(variant, dict(given), spec, record, origins, digest, sized, marks, self)
 
     def validate(self) -> list[str]:
         """Check every variant with every candidate value; notes about what looks unintended.
@@ -211,13 +256,14 @@ class StudyFile:
                 notes.append(f"variants {same!r} and {variant!r} are the same model and training")
         self._check_first()
         self._check_racing()
+        notes += self.sizing.notes()
         notes += [f"{name!r} is searched, but changes nothing" for name in idle if idle[name]]
         return notes + self._unused_vars()
 
     def _check_budget(self) -> None:
         """A search draws on until something stops it."""
         study = self.study
-        searched = len(self.variants) > 1 or any(self._used.values())
+        searched = len(self.variants) > 1 or any(self.space(name) for name in self.variants)
         endless = study.get("design") == "search" and _type(study.get("sampler")) != "grid"
         if searched and endless and not study.get("budget"):
             origin = (self.root.get("study") or self.root).origin
@@ -261,7 +307,7 @@ class StudyFile:
             raise SpecError(message, path=error.path, file=error.file, line=error.line) from None
 
     def _check_finite(self, variant: str) -> None:
-        for path, known in self._used[variant].items():
+        for path, known in self._used[variant][0].items():
             if known.grid() is None:
                 node = self._tree(variant).get(*path)
                 assert node is not None
@@ -283,9 +329,9 @@ class StudyFile:
     # Trees
 
     def _known(self, variant: str) -> str:
-        if variant not in self.variants:
+        if variant not in self.named:
             raise SpecError(
-                f"there is no variant {variant!r}; {did_you_mean(variant, self.variants)}",
+                f"there is no variant {variant!r}; {did_you_mean(variant, self.named)}",
                 path="variants",
                 file=str(self.path),
             )
@@ -298,21 +344,21 @@ class StudyFile:
         return tree
 
     @cached_property
-    def _used(self) -> dict[str, dict[Path_, Range]]:
-        """The ranges that each variant uses, by where they are written; vars first."""
+    def _used(self) -> dict[str, tuple[dict[Path_, Range], dict[Path_, Solve]]]:
+        """The ranges that each variant searches, vars first, and those that are solved for."""
         used = {}
-        for variant in self.variants:
+        for variant in self.named:
             resolver = Resolver(self._tree(variant))
             resolver.run(tuple(self.schema.sections))
-            used[variant] = dict(
-                sorted(resolver.used.items(), key=lambda item: item[0][0] != "vars")
-            )
+            searched = sorted(resolver.used.items(), key=lambda item: item[0][0] != "vars")
+            used[variant] = (dict(searched), dict(resolver.solves))
         return used
 
     @cached_property
     def _names(self) -> dict[Path_, str]:
         """Parameter names: a var's own, else the shortest end of the key path that is unique."""
-        paths = list(dict.fromkeys(path for used in self._used.values() for path in used))
+        both = [known for pair in self._used.values() for known in pair]
+        paths = list(dict.fromkeys(path for known in both for path in known))
         names = {path: str(path[1]) for path in paths if _is_var(path)}
         taken = {*names.values(), "variant"}
         rest = [path for path in paths if not _is_var(path)]
@@ -328,6 +374,43 @@ class StudyFile:
 
     def _first_draws(self, variant: str) -> dict[str, Any]:
         return {name: known.extremes()[0] for name, known in self.space(variant).items()}
+
+    # What sizes are solved from
+
+    def section(self, name: str) -> Node | None:
+        """A section that no variant changes, as it was written; None where there is none."""
+        node = self._tree(self.named[0]).get(name)
+        return None if node is None or node.value is None else node
+
+    def written(self, variant: str, path: Path_) -> Node:
+        """What stands in the file at a path."""
+        return self._tree(variant).get(*path) or self.root
+
+    def canonical(
+        self,
+        variant: str,
+        draws: Mapping[str, Any] | None = None,
+        patches: Sequence[Node] = (),
+    ) -> dict[str, Any]:
+        """The checked sections, of what is solved for the first value unless it is drawn."""
+        draws = self.first_ranges(variant) if draws is None else draws
+        return self._canonical(variant, draws, patches)[0]
+
+    def solvable(
+        self, variant: str, draws: Mapping[str, Any], patches: Sequence[Node]
+    ) -> tuple[dict[str, Any], dict[str, Solve]]:
+        """The same with the points of its evaluations, and what is solved for by name."""
+        spec, resolver = self._canonical(variant, draws, patches)
+        self._add_points(spec, variant, draws, patches, resolver)
+        return spec, {self._names[path]: known for path, known in resolver.solves.items()}
+
+    def scalable(
+        self, variant: str, draws: Mapping[str, Any], patches: Sequence[Node]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The same, and the sections as they were written."""
+        spec, resolver = self._canonical(variant, draws, patches)
+        self._add_points(spec, variant, draws, patches, resolver)
+        return spec, resolver.values
 
     # Values
 
@@ -542,7 +625,7 @@ class StudyFile:
 
     def _refuse_computed(self) -> None:
         """Keys that `resolve` fills in are not the user's to write."""
-        for variant in self.variants:
+        for variant in self.named:
             tree = self._tree(variant)
             for name, child in (tree.get("eval") or Node({}, tree.origin)).children():
                 found = child.get("points")
@@ -582,8 +665,6 @@ class _Reader:
         known = (*self.schema.sections, *_FRAME)
         for key, child in document.value.items():
             first = key.split(".")[0]
-            if first in self.schema.reserved:
-                raise child.origin.error(self.schema.reserved[first], first)
             if first not in known:
                 raise child.origin.error(
                     f"unknown key {first!r}; {did_you_mean(first, known)}", key

@@ -40,6 +40,7 @@ from memarch.studies.events import Event, StudyResult
 from memarch.studies.judging import Judge, Verdict, failed, share_of_budget
 from memarch.studies.leaderboard import COPY
 from memarch.studies.mailbox import Key, open_mailbox
+from memarch.studies.matching import solved_values, unfit
 from memarch.studies.places import Places
 from memarch.studies.pool import Pool
 from memarch.studies.provenance import write_origins
@@ -427,9 +428,10 @@ class _Driver:
         try:
             resolved = self._resolve(variant, draws, seed)
         except SpecError as error:  # values that each are fine may not fit together
-            self._finish(_Trial(record, asked.trial, {}), failed(str(error)))
+            self._finish(_Trial(record, asked.trial, {}), unfit(error))
             return
-        variables = {n: draws[n] for n in resolved.spec.get("vars") or {} if n in draws}
+        record["params"] = params = {**draws, **solved_values(resolved)}
+        variables = {n: params[n] for n in resolved.spec.get("vars") or {} if n in params}
         record["run_name"] = run_name(number, variant, variables)
         record["hash"] = resolved.hash
         known = None if self.settings["repeat"] else self.by_hash.get((resolved.hash, seed))

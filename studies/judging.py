@@ -12,7 +12,12 @@ FIXED_COSTS = (
     "cost/parameters",
     "cost/state_bytes",
     "cost/state_floats",
+    "cost/flops_write",
+    "cost/flops_read",
     "cost/flops_per_token",
+    "cost/flops_train_per_token",
+    "cost/break_even_queries",
+    "cost/peak_activation_bytes",
 )
 """Metrics that do not change while a trial trains: any report decides constraints on them."""
 

@@ -19,6 +19,7 @@ COPY = "equal to trial "
 """How the reason of a trial begins that was not run, because an earlier one is the same."""
 
 COSTS = {
+    "match/residual": "off its level",
     "cost/state_bytes": "state",
     "cost/parameters": "parameters",
     "cost/flops_per_token": "FLOPs/token",
@@ -183,6 +184,8 @@ def duration(seconds: float | None) -> str:
 def cost(trial: Trial, name: str) -> str:
     """A metric of a trial in its own unit."""
     value = score(trial, name)
+    if name == "match/residual":
+        return "-" if value is None else f"{100 * value:+.2g} %"
     if name.endswith("_bytes"):
         return size(value)
     if name.endswith("seconds"):

@@ -6,6 +6,7 @@ least and the one that computes most run a few steps, from which the study's tim
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from memarch.arch.build import build_model
-from memarch.arch.cost import measure
 from memarch.search_spaces.ranges import Range, described
 from memarch.studies.budget import Budget
+from memarch.studies.costs import measured
 from memarch.studies.machine import peak_memory_bytes, reset_peak_memory
 from memarch.studies.points import canonical, eval_points, make_task
 from memarch.studies.session import EVALUATION_ROWS, EVALUATIONS, Session, seed_of
@@ -92,6 +93,7 @@ def plan_study(study: StudyFile, *, run: bool = True, note: Note = lambda text: 
         "measured": measured,
         "estimate": _estimate(measured, trials, extremes[0].resolved.spec),
         "origins": origins,
+        "sizes": study.sizing.rows,
         "warnings": warnings,
     }
 
@@ -104,11 +106,14 @@ def figures(spec: Mapping[str, Any]) -> Json:
     batch = next(task.batches("train", 1, seed))
     context = batch["context_ids"].shape[1] if "context_ids" in batch else 0
     query = batch["input_ids"].shape[1]
-    costs = measure(model, context_length=context, query_length=query)
     size, accumulate = spec["train"]["batch_size"], spec["train"].get("accumulate", 1)
     choice = model.resolved_schedule(size, context or query, spec["train"].get("truncate"))
     tokens = (context + query * batch["input_ids"].shape[0]) * size * accumulate
-    found = {name.removeprefix("cost/"): value for name, value in costs.items()}
+    costs = measured(spec, model, task)
+    found: Json = {
+        name.removeprefix("cost/"): value if math.isfinite(value) else None
+        for name, value in costs.items()
+    }
     for name in ("parameters", "state_bytes", "state_floats"):
         found[name] = int(found[name])
     shape = {"batch_size": size, "length": context or query}
@@ -142,7 +147,7 @@ def planned_trials(study: StudyFile) -> int | None:
     limit = settings["budget"].get("trials")
     count: int | None = None
     if settings["design"] == "all":
-        count = len(study.variants) * seeds
+        count = seeds * sum(max(1, len(study.sizing.levels(name))) for name in study.variants)
     elif settings["design"] == "grid":
         count = seeds * sum(_grid_size(study, variant) for variant in study.variants)
     elif not any(study.space(variant) for variant in study.variants):

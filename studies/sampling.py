@@ -29,6 +29,7 @@ from optuna.samplers import BaseSampler
 
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.search_spaces.ranges import Choice, Float, Int, Range, Subset
+from memarch.search_spaces.sizing import LEVEL
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -262,7 +263,10 @@ def _finite(name: str, range_: Range) -> list[Any]:
 
 
 def one_of_each(spaces: Mapping[str, Space], seed: int) -> list[Point]:
-    """Every variant once. What variants share (a var) is drawn once and has one value for all."""
+    """Every variant once, at each of its levels of size.
+
+    What variants share (a var) is drawn once and has one value for all.
+    """
     coder = Coder(spaces)
     study = _in_memory(optuna.samplers.RandomSampler(seed=seed_of(seed, "one of each")))
     trial = study.ask()
@@ -275,7 +279,9 @@ def one_of_each(spaces: Mapping[str, Space], seed: int) -> list[Point]:
             draws[name] = decode(
                 known, range_, {p: trial._suggest(p, d) for p, d in parameters.items()}
             )
-        points.append(Point(variant, draws))
+        levels = space[LEVEL].extremes() if LEVEL in space else []
+        points += [Point(variant, draws | {LEVEL: level}) for level in levels]
+        points += [] if levels else [Point(variant, draws)]
     return points
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from memarch.arch import cost
 from memarch.arch.build import build_model
 from memarch.arch.plan import Plan
 from memarch.arch.settings import parse
-from memarch.studies import checkpoints, optimizers
+from memarch.studies import checkpoints, costs, optimizers
 from memarch.studies.budget import Budget, Spent
 from memarch.studies.machine import reset_peak_memory, without_progress_bars
 from memarch.studies.points import (
@@ -223,11 +223,10 @@ class Session:
 
     def _measure(self, spec: Mapping[str, Any], task: Task, model: Any) -> dict[str, float]:
         """The cost model at the lengths that the task's batches have."""
-        lengths = self._lengths(spec, task)
-        key = canonical([spec["model"], spec["train"].get("trainable"), lengths])
+        key = canonical([spec["model"], spec["task"], spec["train"]])
         if key not in self._costs:
-            with own_random_state(self.device):
-                self._costs[key] = dict(cost.measure(model, **lengths))
+            found = costs.measured(spec, model, task)
+            self._costs[key] = {name: value for name, value in found.items() if isfinite(value)}
         return self._costs[key]
 
     def _lengths(self, spec: Mapping[str, Any], task: Task) -> dict[str, int]:

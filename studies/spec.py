@@ -31,6 +31,7 @@ from memarch.components.memory import Strict as _Strict
 from memarch.search_spaces.study_file import FindTrial, StudyFile
 from memarch.studies.resources import ResourceSettings
 from memarch.studies.search_settings import Racing, WarmStart, named_study, switched
+from memarch.studies.size_settings import MatchSettings, ScaleSettings
 from memarch.studies.stages import CHANGEABLE_TRAIN_KEYS
 from memarch.studies.store import find_spec
 from memarch.studies.tasks.base import TaskSettings, tasks
@@ -525,13 +526,29 @@ class TrialSpec(Strict):
     """Named evaluations; by default one, of the training task."""
     resources: ResourceSettings = ResourceSettings()
     """What one trial needs."""
+    match: MatchSettings | None = None
+    """Comparisons at equal size."""
+    scale: ScaleSettings | None = None
+    """The model made larger by a rule."""
 
-    sections: ClassVar[Sequence[str]] = ("study", "task", "model", "train", "eval", "resources")
-    reserved: ClassVar[Mapping[str, str]] = {
-        "match": "comparisons at equal size (`match`) come with a later version",
-        "scale": "scaling a model up by a rule (`scale`) comes with a later version",
-    }
+    sections: ClassVar[Sequence[str]] = (
+        "study",
+        "task",
+        "model",
+        "train",
+        "eval",
+        "resources",
+        "match",
+        "scale",
+    )
     stage_keys: ClassVar[Sequence[str]] = CHANGEABLE_TRAIN_KEYS
+
+    @staticmethod
+    def cost(spec: Mapping[str, Any], name: str) -> float:
+        """What a model of this spec costs, measured: the one thing here that imports torch."""
+        from memarch.studies import costs
+
+        return costs.size(spec, name)
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from memarch.arch.model import MemarchModel
 from memarch.components.errors import SpecError
 from memarch.studies import optimizers
 from memarch.studies.machine import peak_memory_bytes, reset_peak_memory, without_progress_bars
+from memarch.studies.matching import match_metrics
 from memarch.studies.points import Evaluator, Models, eval_points
 from memarch.studies.session import Report, Session, TrainingFailure, default_device, seed_of
 from memarch.studies.tasks.base import Split
@@ -55,6 +56,7 @@ def train(
             if not progress.solved:
                 session.note(metrics)
     metrics |= session.training_metrics() | session.costs() | spending(session)
+    metrics |= match_metrics(spec, metrics)
     if not progress.pruned and evaluate:
         session.team.ask(lambda: report(progress.spent.steps, metrics))
     curve = [value for _, value in progress.curve]
