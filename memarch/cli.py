@@ -23,7 +23,7 @@ from memarch.output import StoppedError, WorkFailedError, document_only, emit, l
 QUIET = {"TQDM_DISABLE": "1", "MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_DISABLE_TELEMETRY": "true"}
 """What keeps libraries from writing between our lines."""
 
-ASSIGNMENT = re.compile(r"[A-Za-z_][\w.\-\[\]]*=")
+ASSIGNMENT = re.compile(r"[A-Za-z_][\w./\-\[\]]*=")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
