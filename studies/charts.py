@@ -89,7 +89,7 @@ STYLE = (
     )
 )
 
-CHARACTER = 6.9
+CHARACTER = 7.2
 """Width of a character of a label, about."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ from memarch.studies.importance import importances
 from memarch.studies.mlflow_ui import view_address
 from memarch.studies.png import write_png
 from memarch.studies.report import overview
-from memarch.studies.report_formats import Table, plain_answer
+from memarch.studies.report_ablation import ablation_table
 from memarch.studies.report_records import Records, Trial, label
+from memarch.studies.report_text import Table, plain_answer
 from memarch.studies.store import StudyFolder, write_json
 
 if TYPE_CHECKING:
@@ -74,6 +76,9 @@ def _files(
     }.items():
         write_json(place / name, content)
         yield place / name
+    if records.comparisons:
+        write_json(place / "ablation.json", [asdict(one) for one in records.comparisons])
+        yield place / "ablation.json"
     for name, text in {
         "trials.csv": formats.trials_csv(records),
         "leaderboard.md": formats.markdown(records),
@@ -138,6 +143,8 @@ def _note(records: Records, address: str) -> str:
         f"[All trials as a table, with charts]({address}) · the report is `report.html` under "
         "Artifacts, with `pictures/` and `tables/`"
     )
+    if records.comparisons:
+        parts += [f"### Against {records.baseline}", ablation_table(records).markdown()]
     if records.ranked:
         board_rows = formats.leaderboard(records, BEST_ROWS)
         parts += [f"### The best {len(board_rows.rows)}", board_rows.markdown()]

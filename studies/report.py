@@ -21,6 +21,7 @@ from memarch.studies import report_tables as tables
 from memarch.studies.charts import STYLE, Canvas
 from memarch.studies.importance import importances
 from memarch.studies.png import write_png
+from memarch.studies.report_ablation import conclusions, forest
 from memarch.studies.report_axes import heading
 from memarch.studies.report_bars import importance_bars
 from memarch.studies.report_formats import FORMATS
@@ -61,6 +62,8 @@ def all_pictures(records: Records) -> Iterator[tuple[str, str]]:
     for against in pictures.horizontals(records):
         name = "front" if against == pictures.COSTS[0] else f"against {heading(against)}"
         yield name, pictures.scatter(records, against, standalone=True)
+    if any(one.difference is not None for one in records.comparisons):
+        yield "ablation", forest(records, standalone=True)
     for goal in records.goals:
         shares = importances(records, goal)
         for group, chart in importance_bars(records, shares):
@@ -125,6 +128,7 @@ def _sections(records: Records) -> Iterator[tuple[str, str, str]]:
         for against in pictures.horizontals(records)
     ]
     yield "Score against cost", _FRONT, _tabs(fronts)
+    yield "Ablation", "", _ablation(records)
     yield "Leaderboard", "", tables.leaderboard(records)
     yield "Test scores of the finalists", _TEST, tables.tests(records)
     bars = [
@@ -149,6 +153,12 @@ def _sections(records: Records) -> Iterator[tuple[str, str, str]]:
     yield "What did not finish", "", tables.failed(records)
     yield "What was searched", "", tables.space(records)
     yield "How to reproduce", "", _reproduce(records)
+
+
+def _ablation(records: Records) -> str:
+    words = conclusions(records)
+    picture = forest(records)
+    return words and f'{words}<figure class="wide">{picture}</figure>'
 
 
 _FRONT = (

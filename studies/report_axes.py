@@ -69,7 +69,7 @@ def plain_axis(canvas: Canvas, name: str, values: Sequence[float]) -> Position:
     return scale
 
 
-def amount(name: str, value: float) -> str:
+def amount(name: str, value: float | None) -> str:
     """A cost in its own unit."""
     return board.cost({"metrics": {name: value}}, name)
 
@@ -114,7 +114,7 @@ class Values:
     def cells(self) -> list[str]:
         """What a row or column of a heat map is called."""
         if self.categories:
-            return [board.number(value) for value in self.categories]
+            return [short(value) for value in self.categories]
         return [f"{board.number(low, digits=2)}…" for low, _ in self.binned()]
 
     def cell(self, value: Any) -> int:
@@ -141,7 +141,7 @@ class Values:
         places = {str(value): start + width * (i + 0.5) for i, value in enumerate(self.categories)}
         room = max(3, int(width / CHARACTER))
         labels = [
-            (at, _cut(board.number(value), room))
+            (at, _cut(short(value), room))
             for value, at in zip(self.categories, places.values(), strict=True)
         ]
         canvas.x_axis(labels, self.name)
@@ -168,6 +168,13 @@ def draw_floors(
             base = at - 5 if index == len(ordered) - 1 else at + 14
             canvas.text(x1, base, text, anchor="end")
             canvas.taken.append((x1 - CHARACTER * len(text), base - 11, x1, base + 3))
+
+
+def short(value: Any) -> str:
+    """A value for a place with little room: a subset as `0+2`."""
+    if isinstance(value, list | tuple):
+        return "+".join(board.number(one) for one in value) or "-"
+    return board.number(value)
 
 
 def is_number(value: Any) -> bool:

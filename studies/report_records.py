@@ -10,6 +10,7 @@ from typing import Any
 
 from memarch.search_spaces.ranges import Range, parse_range
 from memarch.studies import leaderboard as board
+from memarch.studies.ablation import Comparison, comparisons
 from memarch.studies.replicates import Replicates, replicates
 from memarch.studies.store import StudyFolder, read_json, show_study
 
@@ -79,6 +80,26 @@ class Records:
     def points(self) -> list[Replicates]:
         """The complete trials, best first; those that differ in their seed only together."""
         return replicates(self.document)
+
+    @cached_property
+    def replicated(self) -> bool:
+        """Whether a setting was run with several seeds."""
+        return any(len(one.trials) + len(one.others) > 1 for one in self.points)
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """Of an ablation, each setting against the baseline."""
+        return comparisons(self.document)
+
+    @property
+    def baseline(self) -> str:
+        return str((self.document.get("ablation") or {}).get("baseline") or "")
+
+    @property
+    def equivalence(self) -> float | None:
+        """Differences up to here count as equal, where an ablation asks that."""
+        margin = (self.document.get("ablation") or {}).get("equivalence")
+        return None if margin is None else float(margin)
 
     @cached_property
     def goals(self) -> dict[str, str]:

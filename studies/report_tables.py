@@ -8,6 +8,7 @@ from html import escape
 
 from memarch.search_spaces.ranges import described
 from memarch.studies import leaderboard as board
+from memarch.studies.replicates import Replicates
 from memarch.studies.report_axes import amount
 from memarch.studies.report_records import Records, Trial
 
@@ -25,8 +26,76 @@ FAILURES = {
 """Kinds of failure in words."""
 
 
+SETTING_COLUMNS = [
+    "rank",
+    "variant",
+    "settings",
+    "seeds",
+    "mean",
+    "95 %",
+    "median",
+    "range",
+    "solved",
+]
+"""Of a leaderboard over seeds, before the costs."""
+
+
+def setting_words(rank: int, one: Replicates) -> list[str]:
+    """A setting over its seeds, in the columns of `SETTING_COLUMNS`."""
+    low, high = min(one.scores), max(one.scores)
+    interval = "-" if one.interval is None else f"{one.interval[0]:.3f} to {one.interval[1]:.3f}"
+    runs = len(one.trials) + len(one.others)
+    seeds = str(runs) if not one.others else f"{len(one.trials)} of {runs}"
+    return [
+        f"{rank} =" if one.tied and rank > 1 else str(rank),
+        one.variant or "model",
+        board.settings({"params": one.params}) or "-",
+        seeds,
+        f"{one.mean:.4f}",
+        interval,
+        f"{one.median:.4f}",
+        f"{low:.3f} to {high:.3f}",
+        "-" if one.solved is None else f"{one.solved} of {len(one.trials)}",
+    ]
+
+
 def leaderboard(records: Records) -> str:
-    """Trials, best first, beside the floors and the costs."""
+    """The settings over their seeds, with every trial below; or the trials, where each has one."""
+    trials = _trials(records)
+    if not records.replicated:
+        return _floors(records) + trials
+    _, costs = board.columns(records.document, [one.trials[0] for one in records.points])
+    body = []
+    for rank, one in enumerate(records.points, start=1):
+        words = setting_words(rank, one)
+        shown = one.metrics()
+        cells = [cell(words[0], rank), names(records, one.trials[0])[1], cell(words[2])]
+        cells += [cell(words[3], class_="num"), cell(words[4], one.mean, "num strong")]
+        cells.append(cell(words[5], one.interval and one.interval[0], "num"))
+        cells.append(cell(words[6], one.median, "num"))
+        cells += [cell(words[7], min(one.scores), "num"), cell(words[8], one.solved, "num")]
+        cells += [cell(amount(c, shown.get(c)), shown.get(c), "num") for c in costs]
+        body.append(row(records, one.trials[0], cells, one.numbers))
+    head = [*SETTING_COLUMNS, *costs.values()]
+    note = "Settings over their seeds, by the mean. = marks what the seeds cannot tell from the "
+    note += "best; solved counts seeds that reached the top. Results over seeds are often of two "
+    note += "kinds: look at median and range before the mean."
+    made = table(head, body, right=head[3:])
+    every = f"<details><summary>Every trial</summary>{trials}</details>"
+    return f"<p class=note>{note}</p>{_floors(records)}{made}{every}"
+
+
+def _floors(records: Records) -> str:
+    if not records.floors:
+        return ""
+    floors = sorted(records.floors.items())
+    words = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in floors)
+    note = f"<p class=note>Floors, which need no memory: {escape(words)}. A score at or below "
+    return note + "the higher one is grey: nothing was recalled. Baselines are in italics.</p>"
+
+
+def _trials(records: Records) -> str:
+    """Trials, best first, beside the costs."""
     document, rows = records.document, records.ranked
     if not rows:
         return "<p class=note>No trial has finished yet.</p>"
@@ -44,13 +113,7 @@ def leaderboard(records: Records) -> str:
             cells.append(cell(board.figure(trial, goal), value, look))
         cells += [cell(board.cost(trial, c), board.score(trial, c), "num") for c in costs]
         body.append(row(records, trial, cells))
-    note = ""
-    if records.floors:
-        floors = sorted(records.floors.items())
-        words = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in floors)
-        note = f"<p class=note>Floors, which need no memory: {escape(words)}. A score at or below "
-        note += "the higher one is grey: nothing was recalled. Baselines are in italics.</p>"
-    return note + table(head, body, right=[*goals, *costs.values()])
+    return table(head, body, right=[*goals, *costs.values()])
 
 
 def costs(records: Records) -> str:
@@ -138,12 +201,13 @@ def space(records: Records) -> str:
     return table(head, body) + note
 
 
-def row(records: Records, trial: Trial, cells: Iterable[str]) -> str:
-    """A table's row, which the page's script knows as the trial's."""
+def row(records: Records, trial: Trial, cells: Iterable[str], numbers: Sequence[int] = ()) -> str:
+    """A table's row, which the page's script knows as the trial's, or as that of several."""
     looks = [records.group(trial["variant"] or "")]
     looks += ["baseline"] if board.is_baseline(trial) else []
     looks += ["best"] if trial["number"] in records.document["best"] else []
-    return f'<tr class="{" ".join(looks)}" data-t="{trial["number"]}">{"".join(cells)}</tr>'
+    owners = " ".join(str(number) for number in numbers or [trial["number"]])
+    return f'<tr class="{" ".join(looks)}" data-t="{owners}">{"".join(cells)}</tr>'
 
 
 def names(records: Records, trial: Trial) -> list[str]:
