@@ -431,11 +431,12 @@ class _Driver:
             self._finish(_Trial(record, asked.trial, {}), unfit(error))
             return
         record["params"] = params = {**draws, **solved_values(resolved)}
-        variables = {n: params[n] for n in resolved.spec.get("vars") or {} if n in params}
-        record["run_name"] = run_name(number, variant, variables)
         record["hash"] = resolved.hash
         known = None if self.settings["repeat"] else self.by_hash.get((resolved.hash, seed))
         record["copy_of"] = known
+        several = isinstance(self.settings["seeds"]["model"], list)
+        named = params | ({"seed": seed} if several else {})
+        record["run_name"] = run_name(number, variant, named, known)
         # `record` of a spec: secrets and places that come from `$env` are not written down.
         write_json(self.folder.trial(number).path / "spec.json", resolved.record)
         write_origins(self.folder.trial(number).path, resolved.origins)

@@ -24,6 +24,7 @@ from memarch.studies.report_ablation import ablation_table
 from memarch.studies.report_records import Records, Trial, label
 from memarch.studies.report_text import Table, plain_answer
 from memarch.studies.store import StudyFolder, write_json
+from memarch.studies.tracking import metric_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -117,11 +118,7 @@ def _metrics(records: Records, shares: Mapping[str, Mapping[str, Any]]) -> dict[
     for trial in records.trials:
         kind = "drawn_again" if board.is_copy(trial) else trial["state"]
         found[f"trials/{kind}"] = found.get(f"trials/{kind}", 0.0) + 1
-    return {_name(name): float(value) for name, value in found.items()}
-
-
-def _name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "_-. :/" else "-" for c in name)
+    return {metric_name(name): float(value) for name, value in found.items()}
 
 
 def _tags(records: Records) -> dict[str, str]:

@@ -231,6 +231,7 @@ def show_study(name: str, storage: str | Path | None = None) -> Json:
                 "attempts": record["attempts"],
                 "seed": record.get("seed"),
                 "converged": record.get("converged"),
+                "failure": record.get("failure"),
             }
         )
     shown = {

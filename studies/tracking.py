@@ -56,14 +56,19 @@ def metric_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "_-. :/" else "-" for c in name)
 
 
-def run_name(number: int, variant: str, variables: Mapping[str, Any]) -> str:
-    """A name for people: `007 gradmem nt8 ws2`, the vars by the initials of their words."""
-    shown = [f"{_initials(name)}{_short(value)}" for name, value in variables.items()]
-    return " ".join([f"{number:03d}", *([variant] if variant else []), *shown])
+def run_name(
+    number: int, variant: str, drawn: Mapping[str, Any], copy_of: int | None = None
+) -> str:
+    """A name for people: `007 gradmem nt8 ws2`, what was drawn by the initials of its words;
+    `009 gradmem nt8 ws2 = 007` where that trial was the same."""
+    shown = [f"{_initials(name)}{_short(value)}" for name, value in drawn.items()]
+    same = [] if copy_of is None else [f"= {copy_of:03d}"]
+    return " ".join([f"{number:03d}", *([variant] if variant else []), *shown, *same])
 
 
 def _initials(name: str) -> str:
-    return "".join(word[0] for word in name.replace("-", "_").split("_") if word)
+    last = name.rpartition(".")[2]
+    return "".join(word[0] for word in last.replace("-", "_").split("_") if word)
 
 
 def _short(value: Any) -> str:

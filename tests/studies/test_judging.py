@@ -102,3 +102,4 @@ def test_the_front_holds_what_nothing_beats():
 def test_runs_are_named_for_people():
     assert run_name(7, "gradmem", {"num_tokens": 8, "write_steps": 2}) == "007 gradmem nt8 ws2"
     assert run_name(1234, "", {"lr": 0.00123456, "layers": [1, 2]}) == "1234 l0.0012 l1+2"
+    assert run_name(9, "rmt", {"model.segment_length": 8, "seed": 2}, 7) == "009 rmt sl8 s2 = 007"

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import shutil
+import statistics
+import subprocess
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
+from report_study import write_finished_study
 
 from memarch.studies import leaderboard as board
-from memarch.studies.charts import nice_ticks, power_ticks
+from memarch.studies.charts import decade_ticks, nice_ticks, power_ticks
+from memarch.studies.importance import ALL, importances
+from memarch.studies.pictures import axes_of_curves
 from memarch.studies.report import front_svg, write_report
+from memarch.studies.report_ablation import forest
+from memarch.studies.report_formats import latex, markdown
+from memarch.studies.report_records import Records
+from memarch.studies.report_slices import Crossing, crossing, heat_maps
 from memarch.studies.store import write_json
 
 METRIC = "eval/kv/exact_match"
@@ -140,6 +153,9 @@ def test_ticks_are_round_and_cover_the_values() -> None:
     assert nice_ticks(3.0, 3.0)[0] < 3 < nice_ticks(3.0, 3.0)[-1]
     assert power_ticks(256, 10_752)[0] == 256
     assert power_ticks(256, 10_752)[-1] >= 10_752
+    assert decade_ticks(270e3, 1.3e6) == [2e5, 5e5, 1e6, 2e6]
+    assert decade_ticks(1e-4, 1e-1) == [1e-4, 1e-3, 1e-2, 1e-1]
+    assert decade_ticks(5, 5) == [5, 10]
 
 
 class Page(HTMLParser):
@@ -220,3 +236,154 @@ def test_a_loss_has_an_axis_of_its_own(folder: Path) -> None:
     write_json(folder / "study.json", info)
     ElementTree.fromstring(front_svg(folder))
     assert "000 none" in write_report(folder).read_text()
+
+
+def test_the_page_filters_by_variant_and_knows_all_values(folder: Path) -> None:
+    text = write_report(folder).read_text()
+    found = re.search(r'id="data">(.*?)</script>', text)
+    assert found is not None
+    data = json.loads(found[1])
+    place = data["names"].index(METRIC)
+    assert data["trials"]["4"][3][place] == 0.95
+    assert data["trials"]["6"][1:3] == ["failed", "NaN loss at step <212>"]
+    for variant in ("none", "full_attention", "rmt", "gradmem", "armt"):
+        group = re.search(rf'data-v="(v\d)"[^>]*>.{{0,400}}?{variant}</button>', text)
+        assert group is not None
+        assert f'class="{group[1]}' in text
+
+
+def test_learning_curves_over_what_was_reported(tmp_path: Path) -> None:
+    records = Records(write_finished_study(tmp_path, 8))
+    assert axes_of_curves(records) == ["steps", "tokens", "FLOPs", "seconds"]
+    steps = records.curve(records.complete[0])
+    flops = records.curve(records.complete[0], "FLOPs")
+    assert [score for _, score in steps] == [score for _, score in flops]
+    assert [at for at, _ in steps] == [50.0 * n for n in range(1, 11)]
+    assert flops[-1][0] == 1e11 * records.complete[0]["params"].get("write_steps", 1)
+
+
+def test_importances_are_shares_and_find_what_was_planted(tmp_path: Path) -> None:
+    shares = importances(Records(write_finished_study(tmp_path, 240)), METRIC)
+    assert set(shares) == {ALL, "none", "rmt", "gradmem", "armt"}
+    for group in shares.values():
+        assert sum(group.values()) == pytest.approx(1.0)
+    assert max(shares["gradmem"], key=shares["gradmem"].__getitem__) == "num_tokens"
+    layers = {name: share for name, share in shares["armt"].items() if name.startswith("layers")}
+    assert max(layers, key=layers.__getitem__) == "layers: 2"
+
+
+def test_heat_maps_cross_size_segments_and_steps(tmp_path: Path) -> None:
+    records = Records(write_finished_study(tmp_path, 240))
+    crossed = crossing(records, records.of("gradmem"))
+    assert crossed == Crossing("num_tokens", "segment_length", "write_steps")
+    maps = dict(heat_maps(records, "gradmem", METRIC))
+    assert list(maps) == ["write_steps 1", "write_steps 2", "write_steps 3"]
+    own = [
+        trial["metrics"][METRIC]
+        for trial in records.of("gradmem")
+        if [trial["params"][k] for k in ("num_tokens", "segment_length", "write_steps")]
+        == [8, 16, 1]
+    ]
+    assert own
+    assert f">{statistics.median(own):.3g}</text>" in maps["write_steps 1"]
+    assert heat_maps(records, "none", METRIC) == []
+
+
+def test_settings_over_their_seeds(tmp_path: Path) -> None:
+    folder = write_finished_study(tmp_path, 40, seeds=5)
+    text = write_report(folder).read_text()
+    records = Records(folder)
+    best = records.points[0]
+    assert f"{best.mean:.3f}</b> (mean of {len(best.trials)} seeds" in text
+    for heading in ("median", "range", "solved", "95 %"):
+        assert f">{heading}</th>" in text
+    assert "Every trial" in text
+
+
+ABLATION = {
+    "baseline": "gradmem",
+    "settings": {"none": "without memory", "rmt": "type: rmt", "armt": "type: armt"},
+    "equivalence": 0.02,
+}
+
+
+def test_an_ablation_has_a_forest_plot_and_verdicts(tmp_path: Path) -> None:
+    folder = write_finished_study(tmp_path, 60, seeds=5, design="ablation", ablation=ABLATION)
+    records = Records(folder)
+    root = ElementTree.fromstring(forest(records, standalone=True))
+    classes = [element.get("class") or "" for element in root.iter()]
+    compared = [one for one in records.comparisons if one.difference is not None]
+    assert len([c for c in classes if c.startswith("whisker")]) == len(compared) == 3
+    assert classes.count("track") == 1
+    text = write_report(folder).read_text()
+    for one in records.comparisons:
+        assert escape(one.verdict) in text
+    assert "which counts as equal" in text
+    tex = latex(records)
+    assert tex.count("\\toprule") == 2
+    assert "without memory" in tex
+    assert compared[0].verdict in markdown(records)
+
+
+def test_tables_as_text(folder: Path) -> None:
+    rows = list(csv.DictReader(write_report(folder, "csv").read_text().splitlines()))
+    assert [row["number"] for row in rows] == [str(each["number"]) for each in TRIALS]
+    assert (rows[4][METRIC], rows[4]["num_tokens"], rows[6]["state"]) == ("0.95", "4", "failed")
+    assert "| 2 | 004 | gradmem | num_tokens 4, lr 0.00314 | 0.9500 |" in (
+        write_report(folder, "md").read_text()
+    )
+    tex = write_report(folder, "tex").read_text()
+    assert r"004 & gradmem & num\_tokens 4, lr 0.00314 & 0.9500" in tex
+    assert tex.count(r"\begin") == tex.count(r"\end") == 2
+
+
+def test_every_picture_as_png(tmp_path: Path, folder: Path) -> None:
+    write_report(folder, png=tmp_path / "png")
+    drawn = {path.stem for path in (tmp_path / "png").iterdir()}
+    assert {"front", "slice_num_tokens", "curves_rmt_over_steps"} <= drawn
+    with Image.open(tmp_path / "png" / "front.png") as picture:
+        assert picture.size == (2 * 760, 2 * (430 + 26))
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}
+    assert {(0x2A, 0x78, 0xD6), (0xD9, 0x58, 0x1F), (255, 255, 255)} <= colours
+
+
+def test_a_page_of_500_trials_is_small_and_valid(tmp_path: Path) -> None:
+    text = write_report(write_finished_study(tmp_path, 500)).read_text()
+    assert len(text.encode()) < 1_400_000
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert all(address.startswith("#") for address in page.addresses)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", text)
+    assert "out of memory" in text
+    assert "Which memory recalls most?" in text
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_script_runs_without_errors(folder: Path, tmp_path: Path) -> None:
+    """The page in a real browser: the script filters, limits, shows tabs, and nothing is wrong."""
+    page = write_report(folder)
+    probe = """<script>
+      addEventListener("error", (event) => { document.title = "error: " + event.message; });
+      addEventListener("load", () => {
+        const button = document.querySelector("button[data-v=v0]");
+        button.click();
+        document.querySelector("svg [data-t='4']").dispatchEvent(
+          new MouseEvent("click", {bubbles: true}));
+        document.querySelectorAll("th").forEach((head) => head.click());
+        const card = document.getElementById("card");
+        document.title += "|" + [document.querySelectorAll(".off").length > 0, card.hidden,
+          card.textContent.includes("0.95"),
+          document.querySelectorAll(".panel:not([hidden])").length > 0].join();
+      });
+    </script>"""
+    page.write_text(page.read_text().replace("<body>", f"<body>{probe}"))
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=2000"]
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None, done.stderr[-2000:]
+    assert title[1] == "s - memarch|true,false,true,true"

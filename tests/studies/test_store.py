@@ -108,7 +108,10 @@ def test_show_has_the_documented_shape(tmp_path):
         "design": None,
         "objective": {"eval/kv/loss": "minimize"},
         "ablation": None,
-        "trials": [record(0, "complete") | {"spec": {"model": {}}, "seed": 1, "converged": True}],
+        "trials": [
+            record(0, "complete")
+            | {"spec": {"model": {}}, "seed": 1, "converged": True, "failure": None}
+        ],
         "best": [0],
     }
 
