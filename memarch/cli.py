@@ -304,9 +304,11 @@ def train(
     \b
     memarch train model.yaml
     memarch train my_study.yaml --variant rmt --set vars.num_tokens=4 train.lr=1e-3
-    memarch train my_study/7 --local         the trial's spec, without Ray, for a debugger
+    memarch train my_study/7                 the trial again by its record, without Ray
 
-    A run that was interrupted goes on from its last checkpoint.
+    A run that was interrupted goes on from its last checkpoint. A trial is trained with the threads
+    and the order of cells of its record; what else differs (versions, data, commit) is said, and
+    whether the numbers are those of the record.
     """
     from memarch import train as training
 
@@ -352,6 +354,35 @@ def evaluate(
     with document_only(as_json):
         document = training.evaluate(model, file, storage, overrides, variant)
     _metrics(document, as_json)
+
+
+@app.command()
+@click.argument("trial", metavar="STUDY/NUMBER")
+@click.argument("folder", type=click.Path(path_type=Path))
+@storage_option
+@json_option
+def export(trial: str, folder: Path, storage: Path, as_json: bool) -> None:
+    """Write a trained trial as a Hugging Face folder: weights, config, tokenizer, model card.
+
+    \b
+    memarch export my_study/7 my_model
+
+    It loads with `memarch.load("my_model")`, and with transformers where memarch is installed:
+    AutoModelForCausalLM.from_pretrained("my_model", trust_remote_code=True).
+    """
+    from memarch.inputs import find_trial
+    from memarch.studies.exporting import export as write
+
+    found = find_trial(trial, storage)
+    if found is None:
+        raise SpecError(f"{trial!r} is not STUDY/NUMBER, such as quickstart/7")
+    with document_only(as_json):
+        files = write(found, trial, folder)
+    if as_json:
+        emit({"trial": trial, "path": str(folder), "files": files})
+        return
+    for name in files:
+        click.echo(folder / name)
 
 
 @app.group(cls=Commands)

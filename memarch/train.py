@@ -6,11 +6,14 @@ import difflib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memarch.components.errors import SpecError
 from memarch.inputs import find_trial, open_study, resolve_one
 from memarch.output import WorkFailedError, log
+
+if TYPE_CHECKING:
+    from memarch.studies.store import TrialFolder
 
 Json = dict[str, Any]
 
@@ -39,19 +42,54 @@ def train_file(
 
 
 def train_trial(reference: str, storage: Path, overrides: Sequence[str]) -> Json:
-    """Train a study's trial again, from the start, in a folder beside the trial's own files."""
+    """Train a study's trial again by its record, in a folder beside the trial's own files.
+
+    `{"metrics", "spec", "path", "reproduced"}`: whether the numbers are those of the record.
+    """
+    from memarch.studies.reproducing import reproduce
+    from memarch.studies.training import TrainingFailure
+
     if overrides:
         raise SpecError("a trial has its spec; --set goes with a file")
+    trial = _recorded(reference, storage)
+    folder = trial.path / "local"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        done = reproduce(trial, folder, _told(), log)
+    except TrainingFailure as error:
+        raise WorkFailedError(str(error)) from error
+    told = {name: done[name] for name in ("equal", "differs", "changed")}
+    log(_verdict(told))
+    return {
+        "metrics": done["metrics"],
+        "spec": trial.spec,
+        "path": done["path"],
+        "reproduced": told,
+    }
+
+
+def _recorded(reference: str, storage: Path) -> TrialFolder:
+    """The trial, or, of a draw that was not run because it equals an earlier one, that one."""
     trial = find_trial(reference, storage)
     if trial is None:
         raise SpecError(f"{reference!r} is not STUDY/NUMBER, such as quickstart/7")
-    spec = trial.spec
-    if spec is None:
+    original = trial.record.get("copy_of")
+    if original is not None:
+        study = reference.rpartition("/")[0]
+        log(f"trial {reference} is equal to {study}/{original}, which ran in its stead")
+        return _recorded(f"{study}/{original}", storage)
+    if trial.spec is None:
         raise SpecError(f"trial {reference} has no spec.json")
-    folder = trial.path / "local"
-    shutil.rmtree(folder, ignore_errors=True)
-    result = _train(spec, folder)
-    return {"metrics": result["metrics"], "spec": spec, "path": result["path"]}
+    return trial
+
+
+def _verdict(told: Json) -> str:
+    if told["equal"] is None:
+        return "the record has no numbers to compare with"
+    if told["equal"]:
+        return "the numbers are those of the record, bit for bit"
+    names = ", ".join(row["metric"] for row in told["differs"][:4])
+    return f"{len(told['differs'])} numbers differ from the record: {names}"
 
 
 def evaluate(

@@ -30,6 +30,7 @@ import torch
 from memarch.components.errors import SpecError
 from memarch.components.plugins import load_plugins
 from memarch.studies import machine, training
+from memarch.studies.fingerprint import fingerprint
 from memarch.studies.store import read_json, write_json
 from memarch.studies.team import Team
 from memarch.studies.training import Report
@@ -41,7 +42,8 @@ def run_trial(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
     """Train and evaluate; the content of `result.json`, which is written last.
 
     `{"state": "complete" | "pruned" | "failed", "reason", "metrics", "converged", "attempts",
-    "stages", "versions", "threads", "schedule", "plugins"}`. A folder with a result is done.
+    "stages", "versions", "threads", "schedule", "plugins"}` and what `studies.fingerprint` adds.
+    A folder with a result is done.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,8 @@ def _train(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
     outcome = training.train(spec, folder, report, evaluate=not later)
     state = "pruned" if outcome["pruned"] else "trained" if later else "complete"
     reason = "stopped by the pruner" if outcome["pruned"] else None
-    return _common(folder) | outcome | {"state": state, "reason": reason, "plugins": plugins}
+    facts = fingerprint(spec) | {"state": state, "reason": reason, "plugins": plugins}
+    return _common(folder) | outcome | facts
 
 
 def _evaluate(spec: Mapping[str, Any], folder: Path, report: Report, trained: Json) -> Json:
