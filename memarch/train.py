@@ -135,12 +135,12 @@ def _nearest(model: str, storage: Path) -> str:
 
 
 def _train(spec: Json, folder: Path) -> Json:
-    from memarch.studies.training import TrainingFailure
+    from memarch.studies.training import NotFiniteError
     from memarch.studies.trial import train_spec
 
     try:
         return train_spec(spec, folder, _told())
-    except TrainingFailure as error:
+    except NotFiniteError as error:
         raise WorkFailedError(str(error)) from error
 
 

@@ -155,7 +155,7 @@ class Asking:
         names = list(self._judge.objective)
         with self._ledger.change() as study:
             trial.set_user_attr("memarch", told)
-            for name, value in self._judge.violations(metrics).items():
+            for name, value in self._judge.told(record).items():
                 trial.set_constraint(name, value)
             if state == "complete":
                 study.tell(trial, [metrics[name] for name in names])

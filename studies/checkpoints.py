@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,42 @@ from typing import Any
 import numpy as np
 import torch
 
+from memarch.studies.failures import is_disk_full
+
+SPACE = 2**16
+"""A disk with less than this is full."""
+
+
+class NoSpaceError(RuntimeError):
+    """There was no space for a checkpoint; the one before it is whole."""
+
 
 def save_checkpoint(folder: Path, step: int, content: Mapping[str, Any]) -> Path:
     """Write `step-00000100.pt` (synced, then renamed) and remove what it replaces."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
     partial = folder / f".{path.name}.{os.getpid()}"
-    with partial.open("wb") as file:
-        torch.save(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch's own error does not say why; before the partial file is gone, the disk does.
+        full = is_disk_full(error) or _free_bytes(folder) < SPACE
+        partial.unlink(missing_ok=True)
+        if full:
+            raise NoSpaceError(f"no space left for {folder}") from error
+        raise
     for old in folder.iterdir():
         if old != path and old.name.lstrip(".").startswith("step-"):
             old.unlink(missing_ok=True)
     return path
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:

@@ -8,23 +8,20 @@ writer of the Optuna storage, the trials' records and MLflow. A trial's life:
 
 After a kill at any point `resume` goes on at the first of these that is missing: a trial with a
 final record or a result is told, any other one runs again in its folder, with the same number and
-parameters, from its last checkpoint.
+parameters, from its last checkpoint. What is done about a failure says `studies.policies`.
 
 Draws with equal resolved specs are one trial: later ones get the result of the first.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +34,16 @@ from memarch.studies import events
 from memarch.studies.asking import Asked, Asking
 from memarch.studies.cluster import start_ray
 from memarch.studies.events import Event, StudyResult
-from memarch.studies.judging import Judge, Verdict, failed, share_of_budget
+from memarch.studies.failures import DISK_FULL, StudyStoppedError, failed, is_disk_full
+from memarch.studies.finalists import Finalists
+from memarch.studies.judging import Judge, Verdict, share_of_budget
 from memarch.studies.leaderboard import COPY
-from memarch.studies.mailbox import Key, open_mailbox
+from memarch.studies.live import LiveTrial, new_record
+from memarch.studies.mailbox import Key, Message, open_mailbox
 from memarch.studies.matching import solved_values, unfit
+from memarch.studies.orphans import end_orphan
 from memarch.studies.places import Places
+from memarch.studies.policies import Policies
 from memarch.studies.pool import Pool
 from memarch.studies.provenance import write_origins
 from memarch.studies.pruning import Pruning
@@ -49,6 +51,7 @@ from memarch.studies.ranking import ranking
 from memarch.studies.resources import Size
 from memarch.studies.sampling import one_of_each
 from memarch.studies.snapshot import read_snapshot, write_snapshot
+from memarch.studies.stopping import FINISH, GO_ON, HALT, Stopping
 from memarch.studies.store import (
     FINISHED,
     Json,
@@ -57,8 +60,6 @@ from memarch.studies.store import (
     find_study,
     lease,
     list_studies,
-    lives_here,
-    read_json,
     show_study,
     storage_folder,
     write_json,
@@ -74,11 +75,8 @@ __all__ = ["list_studies", "resume_study", "run_study", "show_study"]
 TRIAL_FUNCTION = "memarch.studies.trial:run_trial"
 TEST_FUNCTION = "memarch.studies.trial:test_trial"
 
-MOST_DEATHS = 3
-"""A trial whose worker died so often has failed."""
-
 GRACE = 10.0
-"""Seconds that a trial has to return after it was told to stop for its time limit."""
+"""Seconds that a trial has to return after it was told to stop."""
 
 OnEvent = Callable[[Event], None]
 
@@ -180,38 +178,6 @@ def _begin(folder: StudyFolder, study_file: StudyFile, info: Json) -> None:
     )
 
 
-@dataclass
-class _Trial:
-    """A trial that is asked and not told: waiting for a worker, or running on one."""
-
-    record: Json
-    optuna: optuna.Trial
-    spec: Json
-    attempt: int = 0
-    started: float | None = None
-    """When its worker began, which had to be made and to import before."""
-    stop_at: float | None = None
-    """When the trial was told to stop for a reason of the driver's own."""
-    verdict: Verdict | None = None
-    """State and reason that the driver gives the trial, whatever its worker says."""
-    metrics: Json = field(default_factory=dict)
-    """The last that it reported."""
-    evaluating: bool = False
-    """It has trained, and `resources.eval` makes its evaluation a job of its own."""
-
-    @property
-    def size(self) -> Size:
-        return Size.of_evaluation(self.spec) if self.evaluating else Size.of(self.spec)
-
-    @property
-    def number(self) -> int:
-        return int(self.record["number"])
-
-    @property
-    def key(self) -> Key:
-        return self.number, self.attempt
-
-
 class _Driver:
     """One session of one study."""
 
@@ -229,6 +195,8 @@ class _Driver:
         self.settings = study_file.study
         self.objective: dict[str, str] = dict(self.settings["objective"])
         self.judge = Judge(self.settings)
+        self.policies = Policies(self.settings)
+        self.stopping = Stopping()
         spaces = {variant: study_file.space(variant) for variant in study_file.variants}
         self.asking = Asking(folder, self.settings, spaces, self.judge)
         first = one_of_each(spaces, 0)[0]
@@ -238,13 +206,14 @@ class _Driver:
             Path(p).name: Path(p).read_text(encoding="utf-8") for p in study_file.plugins
         }
         self.records = folder.records()
-        self.waiting: deque[_Trial] = deque()
-        self.running: dict[int, _Trial] = {}
-        self.copies: dict[int, list[_Trial]] = {}
+        self.waiting: deque[LiveTrial] = deque()
+        self.running: dict[int, LiveTrial] = {}
+        self.copies: dict[int, list[LiveTrial]] = {}
         self.by_hash: dict[tuple[str, Any], int] = {}
-        self.interrupted = False
         self.pool: Pool | None = None
         self.mailbox: Any = None
+        self.taking: Any = None
+        """Mail to come."""
         self.ray_is_ours = False
         self.tracking = Tracking(folder)
         self.elapsed_before = float(self.info.get("elapsed", 0.0))
@@ -267,15 +236,24 @@ class _Driver:
         for note in [*notes, *self.places.notes()]:
             self.on_event(events.Notice(note))
         try:
-            with self._interruptible(signal.SIGINT):
+            with self.stopping.on(signal.SIGINT):
                 if self._work_is_left():  # workers import while the databases open
                     self._pool().warm(self.usual_size, self.asking.planned)
                 self.tracking.open()
                 self._prepare()
-                with self._interruptible(signal.SIGTERM):  # Ray has a handler of its own
+                with self.stopping.on(signal.SIGTERM):  # Ray has a handler of its own
                     self._loop()
-                    if not self.interrupted:
+                    if self.stopping.level == GO_ON:
                         self._test_finalists()
+        except Exception as error:
+            self.tracking.abandon()
+            if not is_disk_full(error):
+                raise
+            where = self.folder.storage
+            raise StudyStoppedError(
+                f"no space left for {where} ({error}); make some, and `memarch study resume "
+                f"{self.folder.name}` goes on"
+            ) from error
         except BaseException:
             self.tracking.abandon()
             raise
@@ -313,28 +291,57 @@ class _Driver:
             self._recover(frozen)
 
     def _loop(self) -> None:
-        take = None
-        while not self.interrupted:
-            self._fill()
-            if not self.running and not self.waiting:
-                break
-            take = take or self.mailbox.take.remote(1.0)
-            ready, _ = ray.wait([take, *self._pool().refs], num_returns=1, timeout=1.0)
-            for ref in ready:
-                if ref == take:
-                    self._read_mail(*ray.get(take))
-                    take = None
-                else:
-                    self._returned(*self._pool().finished(ref))
-            self._check_time()
-            self._pass_on_problems()
+        told = GO_ON
+        while self.stopping.level != HALT:
+            if self.stopping.level == GO_ON:
+                self._fill()
+            if not self.running and (not self.waiting or self.stopping.level):
+                return
+            if told != self.stopping.level:
+                told = self.stopping.level
+                self._say_what_is_finished()
+            self._step()
+        self._halt()
+
+    def _step(self, *others: Any) -> None:
+        """Take what workers send, or wait a moment for it; or until one of the others is there."""
+        self.taking = self.taking or self.mailbox.take.remote(1.0)
+        refs = [self.taking, *self._pool().refs, *others]
+        ready, _ = ray.wait(refs, num_returns=1, timeout=1.0)
+        for ref in ready:
+            if ref == self.taking:
+                self._read_mail(*ray.get(self.taking))
+                self.taking = None
+            elif ref not in others:
+                self._returned(*self._pool().finished(ref))
+        self._check_time()
+        self._pass_on_problems()
+
+    def _halt(self) -> None:
+        """Let what runs save and stop, as far as that is quick: else its last checkpoint counts."""
+        if not self.running:
+            return
+        ray.get(self.mailbox.halt.remote())
+        end = time.monotonic() + GRACE
+        while self.running and time.monotonic() < end:
+            self._step()
+
+    def _say_what_is_finished(self) -> None:
+        count = len(self.running)
+        what = self.stopping.reason or "stopping"
+        notice = f"{what}: {count} running trial{'s are' if count > 1 else ' is'} finished first"
+        again = "; Ctrl-C again saves and stops them now" if self.stopping.asked else ""
+        self.on_event(events.Notice(notice + again))
 
     def _pass_on_problems(self) -> None:
         for problem in [*self.tracking.problems(), *self.asking.notices()]:
             self.on_event(events.Notice(problem))
 
     def _end(self) -> StudyResult:
-        state = "interrupted" if self.interrupted else "complete"
+        state = "complete"
+        if self.stopping.level != GO_ON:
+            state = "failed" if self.stopping.reason else "interrupted"
+        self.info["reason"] = self.stopping.reason
         self._write_info(state)
         self._write_report()
         self.tracking.close()
@@ -348,9 +355,10 @@ class _Driver:
             trials=shown["trials"],
             best=self.info["best"],
         )
-        if self.interrupted:
+        if state != "complete":
+            what = self.stopping.reason or "interrupted"
             self.on_event(
-                events.Notice(f"interrupted; `memarch study resume {self.folder.name}` goes on")
+                events.Notice(f"{what}; `memarch study resume {self.folder.name}` goes on")
             )
         self.on_event(events.StudyFinished(result))
         return result
@@ -365,25 +373,6 @@ class _Driver:
         except Exception as error:  # a report that fails must not take the study with it
             self.on_event(events.Notice(f"no report: {type(error).__name__}: {error}"))
 
-    @contextmanager
-    def _interruptible(self, number: signal.Signals) -> Iterator[None]:
-        """The first signal (Ctrl-C, or a cluster's end of time) ends the session in order, the
-        second at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def interrupt(signum: int, frame: object) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-
-        before = signal.signal(number, interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(number, before)
-
     # Dealing
 
     def _work_is_left(self) -> bool:
@@ -397,7 +386,7 @@ class _Driver:
 
     def _fill(self) -> None:
         """Deal trials while there is room, asking for new ones where none waits."""
-        while not self.interrupted:
+        while self.stopping.level == GO_ON:
             if not self.waiting:
                 another = self.asking.wants_another(self.records, self._elapsed())
                 if not another or not self._pool().fits(self.usual_size):
@@ -411,24 +400,12 @@ class _Driver:
     def _admit(self, asked: Asked) -> None:
         """Write the record of a trial that was asked, and see whether it has to run at all."""
         number, variant, draws, seed = asked.number, asked.variant, asked.draws, asked.seed
-        record: Json = {
-            "number": number,
-            "variant": variant,
-            "state": "waiting",
-            "params": draws,
-            "metrics": {},
-            "reason": "",
-            "attempts": 0,
-            "deaths": 0,
-            "seed": seed,
-            "hash": "",
-            "copy_of": None,
-            "run_name": run_name(number, variant, {}),
-        }
+        record = new_record(number, variant, draws, seed, run_name(number, variant, {}))
         try:
             resolved = self._resolve(variant, draws, seed)
         except SpecError as error:  # values that each are fine may not fit together
-            self._finish(_Trial(record, asked.trial, {}), unfit(error))
+            trial = LiveTrial(record, asked.trial, {})
+            self._end_trial(trial, self.judge.verdict(unfit(error)))
             return
         record["params"] = params = {**draws, **solved_values(resolved)}
         record["hash"] = resolved.hash
@@ -440,7 +417,7 @@ class _Driver:
         # `record` of a spec: secrets and places that come from `$env` are not written down.
         write_json(self.folder.trial(number).path / "spec.json", resolved.record)
         write_origins(self.folder.trial(number).path, resolved.origins)
-        trial = _Trial(record, asked.trial, resolved.record)
+        trial = LiveTrial(record, asked.trial, resolved.record)
         self._write(trial)
         if known is None:
             self.by_hash[resolved.hash, seed] = number
@@ -457,11 +434,8 @@ class _Driver:
 
     # Running
 
-    def _deal(self, trial: _Trial) -> None:
-        trial.record["attempts"] += not trial.evaluating
-        trial.attempt = trial.record["attempts"]
-        trial.record["state"] = "running"
-        trial.started = trial.stop_at = None
+    def _deal(self, trial: LiveTrial) -> None:
+        trial.begin_attempt()
         self._write(trial)
         self.running[trial.number] = trial
         job = Job(
@@ -479,13 +453,16 @@ class _Driver:
             )
         )
 
-    def _read_mail(self, ticket: int, messages: list[tuple[Key, list[Json]]]) -> None:
-        for key, reports in messages:
-            trial = self.running.get(key[0])
-            if trial is not None and trial.key == key and trial.started is None:
-                trial.started = time.monotonic()
-            for report in reports:
-                self._reported(key, report)
+    def _read_mail(self, ticket: int, messages: list[Message]) -> None:
+        for message in messages:
+            trial = self.running.get(message.key[0])
+            if trial is None or trial.key != message.key:
+                continue  # of an attempt that is over
+            trial.is_alive()
+            for note in message.notes:
+                self.on_event(events.Notice(f"trial {trial.number}: {note}"))
+            for report in message.reports:
+                self._reported(message.key, report)
         if messages:
             stops = {t.key for t in self.running.values() if t.stop_at is not None}
             ray.get(self.mailbox.answer.remote(ticket, stops))
@@ -501,14 +478,14 @@ class _Driver:
         self.on_event(events.TrialProgress(trial.number, step, metrics, share))
         variant = trial.record["variant"]
         if share is not None and self.pruning.report(variant, trial.number, share, metrics):
-            trial.stop_at = trial.stop_at or time.monotonic()
-        if trial.verdict is None:
-            trial.verdict = self.judge.early_verdict(metrics)
-        if trial.verdict is not None:
-            trial.stop_at = trial.stop_at or time.monotonic()
+            trial.stop()
+        early = self.judge.early_verdict(metrics)
+        if early is not None:
+            trial.stop(early)
 
     def _check_time(self) -> None:
-        """Tell trials beyond the time limit to stop, and end those that do not."""
+        """Tell trials beyond the time limit to stop, and end those that do not, or stand still."""
+        stall = self.settings["stall_limit"]
         now = time.monotonic()
         for trial in list(self.running.values()):
             name = "eval_time_limit" if trial.evaluating else "trial_time_limit"
@@ -516,51 +493,98 @@ class _Driver:
             late = limit and trial.started is not None and now - trial.started > limit
             if late and trial.verdict is None:
                 reason = f"stopped: it ran longer than {name}, {limit:g} s"
-                trial.verdict, trial.stop_at = ("failed", reason), now
+                trial.stop(Verdict("failed", reason, "time_limit"))
                 ray.get(self.mailbox.answer.remote(0, {trial.key}))
-            if trial.verdict and trial.stop_at and now - trial.stop_at > GRACE:
-                self._pool().kill(trial.key)
-                del self.running[trial.number]
-                self._finish(trial, failed(""))
+            elif stall and trial.started is not None and now - trial.alive > stall:
+                reason = f"stalled: no training step and no evaluation for {stall:g} s"
+                self._cut_off(trial, Verdict("failed", reason, "stalled"))
+            elif trial.verdict and trial.stop_at and now - trial.stop_at > GRACE:
+                self._cut_off(trial, trial.verdict)
 
-    def _returned(self, key: Key, answer: Json | None) -> None:
-        trial = self.running.pop(key[0])
-        if answer is None:
-            self._worker_died(trial)
-            return
+    def _cut_off(self, trial: LiveTrial, verdict: Verdict) -> None:
+        """End an attempt whose worker does not answer."""
+        self._pool().kill(trial.key)
+        del self.running[trial.number]
+        trial.verdict = verdict
+        self._finish(trial, failed(""))
+
+    def _returned(self, key: Key, answer: Json) -> None:
+        trial = self.running[key[0]]
         for report in answer["reports"]:
-            self.running[trial.number] = trial
             self._reported(key, report)
-            del self.running[trial.number]
-        if answer["result"]["state"] == "trained" and trial.verdict is None:
+        del self.running[key[0]]
+        result = answer["result"]
+        if result is None:
+            self._put_back(trial)
+        elif result["state"] == "trained" and trial.verdict is None:
             trial.evaluating = True
             self.waiting.appendleft(trial)
-            return
-        self._finish(trial, answer["result"])
-
-    def _worker_died(self, trial: _Trial) -> None:
-        result = self.folder.trial(trial.number).result
-        if result is not None:  # its last act was done
+        elif result.get("failure") == "worker_lost":
+            self._worker_died(trial, result)
+        else:
             self._finish(trial, result)
-            return
-        trial.record["deaths"] += 1
-        if trial.verdict or trial.record["deaths"] >= MOST_DEATHS:
-            reason = f"its worker died {trial.record['deaths']} times; was there enough memory?"
-            self._finish(trial, failed(reason))
-            return
-        self.on_event(
-            events.Notice(f"trial {trial.number}: its worker died; it goes on from its checkpoint")
-        )
-        self.waiting.appendleft(trial)
+
+    def _worker_died(self, trial: LiveTrial, result: Json) -> None:
+        last_act = self.folder.trial(trial.number).result
+        if last_act is None and not result.get("counts", True):
+            self.waiting.appendleft(trial)
+        else:
+            self._finish(trial, last_act or result)
+
+    def _put_back(self, trial: LiveTrial) -> None:
+        """It waits for `resume`: what it wrote is complete or absent."""
+        trial.record["state"] = "waiting"
+        with suppress(OSError):  # of a full disk: it is as good as waiting
+            self._write(trial)
+        self.tracking.changed(trial.number)
 
     # Telling
 
-    def _finish(self, trial: _Trial, result: Json) -> None:
+    def _finish(self, trial: LiveTrial, result: Json) -> None:
+        """An attempt is over: the trial is, too, or it is tried again."""
+        verdict = trial.verdict or self.judge.verdict(result)
+        trial.metrics = result.get("metrics") or trial.metrics
+        trial.record["converged"] = result.get("converged")
+        if verdict.failure == DISK_FULL:
+            self._put_back(trial)
+            where = self.folder.trial(trial.number).path
+            self.stopping.because(f"no space left for {where}: {verdict.reason}", HALT)
+        elif verdict.failure is None or not self._is_tried_again(trial, verdict):
+            self._end_trial(trial, verdict)
+            self._count(verdict, result.get("place") or "")
+
+    def _is_tried_again(self, trial: LiveTrial, verdict: Verdict) -> bool:
+        record, failure = trial.record, str(verdict.failure)
+        record["failures"][failure] = record["failures"].get(failure, 0) + 1
+        spec = self.policies.another_attempt(failure, record, trial.spec)
+        if spec is None:
+            return False
+        folder = self.folder.trial(trial.number)
+        folder.set_aside_result(trial.attempt)
+        how = "it goes on from its checkpoint"
+        if spec is not trial.spec:
+            train = spec["train"]
+            record["changes"] = {
+                f"train.{name}": train[name] for name in ("batch_size", "accumulate")
+            }
+            how = f"it goes on with batches of {train['batch_size']}, {train['accumulate']} a step"
+            trial.spec = spec
+            write_json(folder.path / "spec.json", spec)
+        record["state"] = "waiting"
+        self._write(trial)
+        self.on_event(events.Notice(f"trial {trial.number}: {verdict.reason}; {how}"))
+        self.waiting.appendleft(trial)
+        return True
+
+    def _end_trial(self, trial: LiveTrial, verdict: Verdict) -> None:
         """Give a trial its final state: record first, then Optuna, then MLflow."""
-        record = trial.record
-        record["metrics"] = result.get("metrics") or trial.metrics
-        record["state"], record["reason"] = trial.verdict or self.judge.verdict(result)
-        record["converged"] = result.get("converged")
+        record, failure = trial.record, verdict.failure
+        record["metrics"], record["reason"] = trial.metrics, verdict.reason
+        record["failure"] = failure
+        record["state"] = self.policies.ending(failure) if failure else verdict.state
+        times = record["failures"].get(failure, 0)
+        if times > 1:
+            record["reason"] += f" ({times} times)"
         self._write(trial)
         self._tell(trial)
         self.pruning.finish(trial.number, pruned=record["state"] == "pruned")
@@ -570,14 +594,26 @@ class _Driver:
         for copy in self.copies.pop(trial.number, []):
             self._copy(copy)
 
-    def _tell(self, trial: _Trial) -> None:
+    def _count(self, verdict: Verdict, place: str) -> None:
+        """Stop a study whose trials fail alike: whatever is wrong, more trials will not mend it."""
+        if verdict.failure is not None:
+            count = self.policies.stops(verdict.failure, place)
+            if count is not None:
+                what = f"{verdict.failure}, {place}" if place else verdict.failure
+                self.stopping.because(
+                    f"{count} trials failed alike ({what}): {verdict.reason}; see study.on_failure",
+                    FINISH,
+                )
+
+    def _tell(self, trial: LiveTrial) -> None:
         share = share_of_budget(trial.spec, 0, trial.record["metrics"])
         self.asking.tell(trial.optuna, trial.record, share)
 
-    def _copy(self, trial: _Trial) -> None:
+    def _copy(self, trial: LiveTrial) -> None:
         """Equal specs are one trial: this one gets the result of the earlier one."""
         record, original = trial.record, self.records[trial.record["copy_of"]]
         record["state"], record["metrics"] = original["state"], dict(original["metrics"])
+        record["failure"] = original.get("failure")
         record["reason"] = f"{COPY}{original['number']}, whose result this is"
         record["converged"] = original.get("converged")
         self._write(trial)
@@ -586,7 +622,7 @@ class _Driver:
         self._write_info("running")
         self.on_event(events.TrialFinished(_row(record)))
 
-    def _write(self, trial: _Trial) -> None:
+    def _write(self, trial: LiveTrial) -> None:
         self.records[trial.number] = trial.record
         self.asking.count(trial.record)
         self.folder.trial(trial.number).write_record(trial.record)
@@ -601,8 +637,8 @@ class _Driver:
             return
         folder = self.folder.trial(frozen.number)
         trained = (folder.path / "trained.json").exists()
-        trial = _Trial(record, asked.trial, folder.spec or {}, evaluating=trained)
-        self._end_orphan(frozen.number)
+        trial = LiveTrial(record, asked.trial, folder.spec or {}, evaluating=trained)
+        end_orphan(folder.path)
         result = self.folder.trial(frozen.number).result
         if record["state"] in FINISHED:
             self._tell(trial)
@@ -618,14 +654,6 @@ class _Driver:
             self._replay(record)
             self.waiting.append(trial)
 
-    def _end_orphan(self, number: int) -> None:
-        """Workers die with their driver, a moment later: nobody else may write in the folder."""
-        process = read_json(self.folder.trial(number).path / "worker.json")
-        while process is not None and lives_here(process):
-            with suppress(ProcessLookupError):
-                os.kill(process["pid"], signal.SIGKILL)
-            time.sleep(0.02)
-
     def _replay(self, record: Json) -> None:
         """Show the pruners what a trial reported in an earlier session."""
         if self.pruning.kind == "none" or record["state"] in ("failed", "infeasible"):
@@ -640,12 +668,10 @@ class _Driver:
             self.pruning.finish(record["number"], pruned=record["state"] == "pruned")
 
     def _stop_running(self) -> None:
-        """Trials that are cut off wait for `resume`: what they wrote is complete or absent."""
+        """Trials that are cut off wait for `resume`."""
         for trial in self.running.values():
             self._pool().kill(trial.key)
-            trial.record["state"] = "waiting"
-            self._write(trial)
-            self.tracking.changed(trial.number)
+            self._put_back(trial)
         self.running.clear()
 
     # The end
@@ -653,47 +679,18 @@ class _Driver:
     def _test_finalists(self) -> None:
         """Compute `test/...` once, for the best trials, after the search is over."""
         leaders, others = ranking(self.records.values(), self.objective)
-        count = self.settings.get("finalists", 3)
-        numbers = [*leaders, *others][:count]
-        tests: dict[Key, Json] = {}
-        begun: dict[Key, float] = {}
-        left = deque(n for n in numbers if not (self.folder.trial(n).path / "test.json").exists())
-        while (left or tests) and not self.interrupted:
-            while left:
-                record = self.records[left[0]]
-                trial_folder = self.folder.trial(left[0])
-                spec = trial_folder.spec or {}
-                size = Size.of_evaluation(spec)
-                if not self._pool().fits(size):
-                    break
-                job = Job(left.popleft(), 0, spec, str(trial_folder.path), self.plugins)
-                self._pool().start(job, size, method="test")
-                tests[job.number, 0] = record
-                begun[job.number, 0] = time.monotonic()
-            self._end_late_tests(tests, begun)
-            ready, _ = ray.wait(self._pool().refs, num_returns=1, timeout=1.0)
-            for ref in ready:
-                key, result = self._pool().finished(ref)
-                record = tests.pop(key)
-                if result is None or result["reason"]:
-                    why = result["reason"] if result else "the worker died"
-                    self.on_event(events.Notice(f"trial {key[0]}: no test scores: {why}"))
+        numbers = [*leaders, *others][: self.settings["finalists"]]
+        tests = Finalists(self._pool, self.folder, self.plugins, self.settings["eval_time_limit"])
+        for notice in tests.run(numbers, self.stopping):
+            self.on_event(events.Notice(notice))
         for number in numbers:
-            result = read_json(self.folder.trial(number).path / "test.json")
+            result = self.folder.trial(number).test
             record = self.records[number]
             if result and not result["metrics"].items() <= record["metrics"].items():
                 record["metrics"] |= result["metrics"]
                 self.folder.trial(number).write_record(record)
                 self.tracking.changed(number)
                 self.on_event(events.TrialFinished(_row(record)))
-
-    def _end_late_tests(self, tests: dict[Key, Json], begun: Mapping[Key, float]) -> None:
-        limit = self.settings["eval_time_limit"]
-        for key in [k for k in tests if limit and time.monotonic() - begun[k] > limit]:
-            self._pool().kill(key)
-            del tests[key]
-            text = f"trial {key[0]}: no test scores: longer than eval_time_limit, {limit:g} s"
-            self.on_event(events.Notice(text))
 
     def _write_info(self, state: str) -> None:
         counts: dict[str, int] = {}
@@ -714,8 +711,8 @@ class _Driver:
 
 
 def _row(record: Json) -> Json:
-    names = ("number", "variant", "state", "params", "metrics", "reason", "attempts")
-    return {name: record[name] for name in names}
+    names = ("number", "variant", "state", "params", "metrics", "reason", "attempts", "failure")
+    return {name: record.get(name) for name in names}
 
 
 def _pruner(settings: Json, objective: Mapping[str, str]) -> tuple[Json, str]:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memarch.studies.heartbeat import beat
 from memarch.studies.tasks.base import Task
 from memarch.studies.tasks.collate import NOT_SCORED, Collator, pad
 
@@ -178,6 +179,7 @@ def _slices(name: str, score: np.ndarray, values: np.ndarray) -> dict[str, float
 
 def _batches(dataset: datasets.Dataset, batch_size: int) -> Iterator[list[Row]]:
     for start in range(0, len(dataset), batch_size):
+        beat()
         columns = dataset[start : start + batch_size]
         values = zip(*columns.values(), strict=True)
         yield [dict(zip(columns, row, strict=True)) for row in values]

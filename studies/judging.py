@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from memarch.studies.store import Json
 
@@ -21,8 +21,14 @@ FIXED_COSTS = (
 )
 """Metrics that do not change while a trial trains: any report decides constraints on them."""
 
-Verdict = tuple[str, str]
-"""A state and its reason."""
+
+class Verdict(NamedTuple):
+    """What a trial came to."""
+
+    state: str
+    reason: str
+    failure: str | None = None
+    """The kind of failure, of a trial that failed."""
 
 
 class Judge:
@@ -36,14 +42,17 @@ class Judge:
         """Of what a worker wrote when a trial ended."""
         state, reason = result["state"], result.get("reason") or ""
         metrics = result.get("metrics") or {}
+        if state == "failed":
+            return Verdict(state, reason, result.get("failure") or "error")
         if state != "complete":
-            return state, reason
+            return Verdict(state, reason)
         for name in [*self.objective, *self.constraints]:
             if name not in metrics:
-                return "failed", f"no metric {name!r}; there are: {', '.join(sorted(metrics))}"
+                known = ", ".join(sorted(metrics))
+                return Verdict("failed", f"no metric {name!r}; there are: {known}", "error")
             if metrics[name] is None or not math.isfinite(metrics[name]):
-                return "failed", f"{name} is not a finite number"
-        return self.infeasible(metrics) or (state, reason)
+                return Verdict("failed", f"{name} is not a finite number", "not_finite")
+        return self.infeasible(metrics) or Verdict(state, reason)
 
     def early_verdict(self, metrics: Mapping[str, Any]) -> Verdict | None:
         """`infeasible` where a report shows it already."""
@@ -56,11 +65,18 @@ class Judge:
             for name, side, limit, excess in self._checked(metrics)
             if excess > 0
         ]
-        return ("infeasible", "; ".join(broken)) if broken else None
+        return Verdict("infeasible", "; ".join(broken)) if broken else None
 
     def violations(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Constraints as Optuna wants them: zero or less where one holds."""
         return {f"{name}/{side}": excess for name, side, _, excess in self._checked(metrics)}
+
+    def told(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """The same of a finished trial; one that is infeasible by a failure breaks that alone."""
+        broken = self.violations(record["metrics"])
+        if record["state"] == "infeasible" and record.get("failure"):
+            broken[record["failure"]] = 1.0
+        return broken
 
     def _checked(self, metrics: Mapping[str, Any]) -> list[tuple[str, str, float, float]]:
         """Name, side, limit and excess of all constraints that have a value."""
@@ -88,8 +104,3 @@ def share_of_budget(spec: Json, step: int, metrics: Mapping[str, Any]) -> float 
         if budget.get(unit):
             return None if used is None else used / budget[unit]
     return None
-
-
-def failed(reason: str) -> Json:
-    """A result in a worker's stead."""
-    return {"state": "failed", "reason": reason, "metrics": {}}

@@ -11,11 +11,13 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from memarch.studies.heartbeat import beat
 from memarch.studies.store import Json, plain
 
 MESSAGE_INTERVAL = 1.0
@@ -26,25 +28,49 @@ Key = tuple[int, int]
 """A trial's number and its attempt."""
 
 
+@dataclass(frozen=True)
+class Message:
+    """What a worker says about the attempt that it is at: it is alive, or it has come so far."""
+
+    key: Key
+    reports: list[Json] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
 class Mailbox:
     """Between the workers and the driver: reports one way, stop flags the other."""
 
     def __init__(self) -> None:
-        self._messages: list[tuple[Key, list[Json]]] = []
+        self._messages: list[Message] = []
         self._taken = self._answered = 0
         self._stops: set[Key] = set()
         self._changed = asyncio.Condition()
+        self._halted = asyncio.Event()
 
     async def post(self, key: Key, reports: list[Json]) -> bool:
         """Hand in reports; the answer is whether to stop, as decided after reading them."""
         async with self._changed:
-            self._messages.append((key, reports))
+            self._messages.append(Message(key, reports))
             ticket = self._taken + len(self._messages)
             self._changed.notify_all()
             await self._wait(lambda: self._answered >= ticket, ANSWER_WAIT)
         return key in self._stops
 
-    async def take(self, timeout: float) -> tuple[int, list[tuple[Key, list[Json]]]]:
+    async def watch(self, key: Key, moved: bool, notes: list[str], timeout: float) -> bool:
+        """A sign of life, where the trial moved; the answer, late, is whether to save and stop."""
+        if moved or notes:
+            async with self._changed:
+                self._messages.append(Message(key, notes=notes))
+                self._changed.notify_all()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._halted.wait(), timeout)
+        return self._halted.is_set()
+
+    async def halt(self) -> None:
+        """All trials are to save and to stop."""
+        self._halted.set()
+
+    async def take(self, timeout: float) -> tuple[int, list[Message]]:
         """New messages, waiting for the first, and the ticket with which to answer them."""
         async with self._changed:
             await self._wait(lambda: bool(self._messages), timeout)
@@ -78,6 +104,7 @@ class Reporter:
         report = plain(
             {"attempt": self._key[1], "step": step, "time": time.time(), "metrics": metrics}
         )
+        beat()
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(report) + "\n")
         self.unsent.append(report)
@@ -95,4 +122,8 @@ class Reporter:
 
 
 def open_mailbox() -> Any:
-    return ray.remote(Mailbox).options(num_cpus=0, max_concurrency=10_000).remote()
+    """A mailbox on the driver's own machine: it is gone when the driver is, and not before."""
+    here = ray.get_runtime_context().get_node_id()
+    place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+    options = {"num_cpus": 0, "max_concurrency": 10_000, "scheduling_strategy": place}
+    return ray.remote(Mailbox).options(**options).remote()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memarch.components.errors import SpecError
 from memarch.search_spaces.sizing import UnreachableError
-from memarch.studies.judging import failed
+from memarch.studies.failures import failed
 from memarch.studies.store import Json
 
 if TYPE_CHECKING:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from memarch.components.errors import SpecError
+from memarch.studies.deaths import result_of_death
+from memarch.studies.failures import StudyStoppedError, result_of
 from memarch.studies.mailbox import Key
 from memarch.studies.resources import Size
 from memarch.studies.store import Json
-from memarch.studies.workers import Job, Worker, reason_of
+from memarch.studies.workers import Job, Worker
+
+LEAK = 2**30
+"""Bytes by which a worker may grow over its trials before another takes its place."""
 
 
 @dataclass(eq=False)
@@ -20,7 +26,11 @@ class Seat:
 
     actor: Any
     size: Size
-    key: Key | None = None
+    warmed: Any
+    """The bytes that its process held before its first trial, to come."""
+    job: Job | None = None
+    used: bool = False
+    """Whether it has ended a job in order."""
 
 
 class Pool:
@@ -57,31 +67,39 @@ class Pool:
     def start(self, job: Job, size: Size, method: str = "run") -> None:
         """Give the job to an idle worker of its size, or to a new one."""
         seat = self._idle(size)
-        seat.key = (job.number, job.attempt)
-        self._jobs[getattr(seat.actor, method).remote(job)] = seat
+        seat.job = replace(job, memory=int(size.memory))
+        self._jobs[getattr(seat.actor, method).remote(seat.job)] = seat
 
-    def finished(self, ref: Any) -> tuple[Key, Json | None]:
-        """The attempt that this result belongs to, and the result: None when its worker died."""
+    def finished(self, ref: Any) -> tuple[Key, Json]:
+        """The attempt that this answer belongs to, and the answer: a failure if its worker died."""
         seat = self._jobs.pop(ref)
-        key, seat.key = seat.key, None
-        assert key is not None
+        job, seat.job = seat.job, None
+        assert job is not None
+        key, first = (job.number, job.attempt), not seat.used
         try:
-            return key, ray.get(ref)
-        except (
-            ray.exceptions.RayTaskError
-        ) as error:  # the worker itself, not the trial: a full disk
-            result = {"state": "failed", "reason": reason_of(error.cause), "metrics": {}}
-            return key, {"result": result, "reports": [], "metrics": {}, "reason": result["reason"]}
-        except ray.exceptions.RayActorError as error:
-            self._seats.remove(seat)
+            answer: Json = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:  # the worker itself: its disk is full
+            result = result_of(error.cause)
+            return key, {"result": result, "reports": []}
+        except ray.exceptions.RayError as error:
+            self._dismiss(seat)
             if "creation task" in str(error):
-                raise RuntimeError(f"workers cannot start: {str(error).splitlines()[-1]}") from None
-            return key, None
+                raise StudyStoppedError(
+                    f"workers cannot start: {str(error).splitlines()[-1]}"
+                ) from None
+            result = result_of_death(Path(job.folder), job.attempt, error)
+            # A worker that died before it was given the trial is no fault of the trial.
+            result["counts"] = result["begun"] or first
+            return key, {"result": result, "reports": []}
+        seat.used = True
+        if answer.get("resident", 0) - ray.get(seat.warmed) > _allowed_growth(seat.size):
+            self._dismiss(seat)
+        return key, answer
 
     def kill(self, key: Key) -> None:
         """End the attempt at once, with its worker."""
         for ref, seat in list(self._jobs.items()):
-            if seat.key == key:
+            if seat.job is not None and (seat.job.number, seat.job.attempt) == key:
                 del self._jobs[ref]
                 self._dismiss(seat)
 
@@ -91,7 +109,7 @@ class Pool:
             self._dismiss(seat)
 
     def _idle(self, size: Size) -> Seat:
-        idle = [seat for seat in self._seats if seat.key is None]
+        idle = [seat for seat in self._seats if seat.job is None]
         for seat in idle:
             if seat.size == size:
                 return seat
@@ -121,11 +139,15 @@ class Pool:
         }
         actor = ray.remote(Worker).options(**options)
         handle = actor.remote(self._mailbox, *self._functions, size)
-        handle.warm.remote()
-        seat = Seat(handle, size)
+        seat = Seat(handle, size, handle.warm.remote())
         self._seats.append(seat)
         return seat
 
     def _dismiss(self, seat: Seat) -> None:
         self._seats.remove(seat)
         ray.kill(seat.actor, no_restart=True)
+
+
+def _allowed_growth(size: Size) -> float:
+    """How much more a worker may hold after a trial than before its first one."""
+    return size.memory / 4 if size.memory else LEAK

@@ -20,8 +20,9 @@ from transformers import set_seed
 from memarch.arch.build import build_model
 from memarch.arch.plan import Plan
 from memarch.arch.settings import parse
-from memarch.studies import checkpoints, costs, optimizers
+from memarch.studies import checkpoints, costs, heartbeat, optimizers
 from memarch.studies.budget import Budget, Spent
+from memarch.studies.failures import NotFiniteError
 from memarch.studies.machine import reset_peak_memory, without_progress_bars
 from memarch.studies.points import (
     Evaluator,
@@ -57,10 +58,6 @@ STAGE_SEED = 1_000_003
 """Stages draw their data from seeds this far apart."""
 
 
-class TrainingFailure(RuntimeError):  # noqa: N818
-    """Training cannot go on; the message is the one-line reason."""
-
-
 @dataclass
 class Progress:
     """All that changes while a run goes on and is no tensor: part of every checkpoint."""
@@ -70,6 +67,8 @@ class Progress:
     stage_steps: int = 0
     batches: int = 0
     """Batches drawn in this stage: the position in its data."""
+    batch_size: int = 0
+    """Samples in each of them; another attempt may draw smaller ones."""
     stages: list[StageRecord] = field(default_factory=list)
     evaluations: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)
@@ -213,6 +212,10 @@ class Session:
         spec = self.specs[index]
         task, train = make_task(spec["task"], spec["model"]), train_settings(spec)
         check_vocabulary(task, self.model, f"train.stages.{index}.set")
+        if self.progress.batch_size:
+            drawn = self.progress.batches * self.progress.batch_size
+            self.progress.batches = drawn // train.batch_size
+        self.progress.batch_size = train.batch_size
         model = self.models.at(spec["model"])
         optimizers.set_trainable(self.model, train.trainable)
         model.train()
@@ -282,6 +285,7 @@ class Session:
         if self.budget.unit == "hours":  # then it decides what the next step is
             seconds = self.team.ask(lambda: seconds)
         self.progress.spent.seconds += seconds
+        heartbeat.beat()
         self.progress.spent.steps += 1
         self.progress.stage_steps += 1
         self.loss_steps += 1
@@ -298,15 +302,18 @@ class Session:
             self._end_stage("budget")
         elif self._stage_end() or self._evaluation_is_due():
             self._look()
-        if progress.over or self._checkpoint_is_due():
+        halted = heartbeat.halted() and not progress.over
+        if progress.over or halted or self._checkpoint_is_due():
             self.save()
+        if halted and self.team.size == 1:  # a team is ended from outside, its checkpoint whole
+            raise heartbeat.HaltedError
         self.clock = time.perf_counter()
         return progress.over
 
     def _check_finite(self) -> None:
         if not torch.isfinite(self.loss_sum):
             kind = "NaN" if torch.isnan(self.loss_sum) else "infinite"
-            raise TrainingFailure(f"{kind} loss at step {self.progress.spent.steps}")
+            raise NotFiniteError(f"{kind} loss at step {self.progress.spent.steps}")
 
     def _evaluation_is_due(self) -> bool:
         if self.settings.eval_every is not None:
@@ -401,7 +408,12 @@ class Session:
             "loss_sum": self.loss_sum,
             "loss_steps": self.loss_steps,
         }
-        checkpoints.save_checkpoint(self.checkpoints, self.progress.spent.steps, content)
+        step = self.progress.spent.steps
+        try:
+            checkpoints.save_checkpoint(self.checkpoints, step, content)
+        except checkpoints.NoSpaceError as error:
+            if not heartbeat.note(f"no checkpoint at step {step}, it trains on without: {error}"):
+                raise
         self.saved = time.perf_counter()
 
     def begin(self) -> None:

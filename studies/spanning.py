@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ def _process(config: Json) -> None:
     """One of the processes; torch.distributed joins them already."""
     import torch
 
+    from memarch.studies.heartbeat import Heartbeat
     from memarch.studies.mailbox import Reporter
     from memarch.studies.team import Team
     from memarch.studies.workers import load_function, local_spec
@@ -91,13 +93,15 @@ def _process(config: Json) -> None:
         torch.cuda.set_device(get_device())
     team, job, folder = Team.here(), config["job"], Path(config["job"].folder)
     report: Any = _unheard
+    key = (job.number, job.attempt)
     if team.leads:
-        report = Reporter((job.number, job.attempt), folder, config["mailbox"])
+        report = Reporter(key, folder, config["mailbox"])
     try:
         if team.leads:
-            write_json(folder / "worker.json", this_process())
+            write_json(folder / "worker.json", this_process() | {"attempt": job.attempt})
         spec = team.ask(lambda: local_spec(job, folder))
-        result = load_function(config["trial_function"])(spec, folder, report)
+        with Heartbeat(key, folder, config["mailbox"], 0) if team.leads else nullcontext():
+            result = load_function(config["trial_function"])(spec, folder, report)
     except Exception as error:
         if not team.lost_another(error):
             write_text(folder / f"error-rank-{team.rank}.txt", traceback.format_exc())

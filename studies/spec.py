@@ -14,26 +14,25 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainValidator,
     SerializeAsAny,
-    model_serializer,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
-from pydantic_core.core_schema import SerializerFunctionWrapHandler, ValidationInfo
+from pydantic_core.core_schema import ValidationInfo
 
 from memarch.arch.settings import Hours, Seconds, join, parse, show
 from memarch.arch.spec import ModelSpec, Name, normalize_component
 from memarch.components.errors import SpecError, did_you_mean
-from memarch.components.memory import Strict as _Strict
 from memarch.search_spaces.study_file import FindTrial, StudyFile
+from memarch.studies.policies import OnFailure
 from memarch.studies.resources import ResourceSettings
 from memarch.studies.search_settings import Racing, WarmStart, named_study, switched
 from memarch.studies.size_settings import MatchSettings, ScaleSettings
 from memarch.studies.stages import CHANGEABLE_TRAIN_KEYS
 from memarch.studies.store import find_spec
+from memarch.studies.strict import Given, Strict
 from memarch.studies.tasks.base import TaskSettings, tasks
 
 Positive = Annotated[int, Field(ge=1)]
@@ -43,20 +42,6 @@ Above0 = Annotated[float, Field(gt=0)]
 Split = Literal["train", "validation", "test"]
 
 METRIC = re.compile(r"[A-Za-z0-9_./-]+")
-
-
-class Strict(_Strict):
-    """Immutable, unknown keys refused; the line under a field is its description."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class Given(Strict):
-    """Settings that are handed on to a library: only those that are given appear."""
-
-    @model_serializer(mode="wrap")
-    def _only_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if value is not None}
 
 
 _ALSO_CALLED = {"cma-es": "cmaes", "successive_halving": "halving"}
@@ -263,6 +248,11 @@ class StudySettings(Strict):
     """Trials whose `test/…` metrics are computed after the search."""
     trial_time_limit: Seconds | None = None
     """A trial that runs longer fails."""
+    stall_limit: Seconds | None = 1800.0
+    """A trial without a training step or a part of an evaluation for so long is ended; null for
+    never. The longest step, and the time to read data and to build, must be shorter."""
+    on_failure: OnFailure = OnFailure()
+    """What is done about each kind of failure."""
     first: list[dict[str, Any]] = Field(default_factory=list)
     """Points that a search runs first, such as `{variant: gradmem, num_tokens: 8}`."""
     warm_start: list[Annotated[WarmStart, BeforeValidator(named_study)]] = Field(

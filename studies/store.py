@@ -29,7 +29,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,16 @@ class TrialFolder:
     @property
     def result(self) -> Json | None:
         return read_json(self.path / "result.json")
+
+    @property
+    def test(self) -> Json | None:
+        """Scores on the test split."""
+        return read_json(self.path / "test.json")
+
+    def set_aside_result(self, attempt: int) -> None:
+        """Keep the result of an attempt that failed, under a name of its own: there is another."""
+        with suppress(FileNotFoundError):
+            os.replace(self.path / "result.json", self.path / f"result.{attempt}.json")
 
     def progress(self) -> Iterator[Json]:
         """The reports, in order. A line cut off by a killed worker is skipped."""

@@ -20,11 +20,11 @@ from memarch.studies import optimizers
 from memarch.studies.machine import peak_memory_bytes, reset_peak_memory, without_progress_bars
 from memarch.studies.matching import match_metrics
 from memarch.studies.points import Evaluator, Models, eval_points
-from memarch.studies.session import Report, Session, TrainingFailure, default_device, seed_of
+from memarch.studies.session import NotFiniteError, Report, Session, default_device, seed_of
 from memarch.studies.tasks.base import Split
 from memarch.studies.trainer import SessionTrainer
 
-__all__ = ["Report", "TrainingFailure", "evaluate_model", "train"]
+__all__ = ["NotFiniteError", "Report", "evaluate_model", "train"]
 
 STILL_RISING = 0.01
 """A gain above this over the last quarter of the evaluations means that the run was not done."""

@@ -27,9 +27,9 @@ from typing import Any
 
 import torch
 
-from memarch.components.errors import SpecError
 from memarch.components.plugins import load_plugins
 from memarch.studies import machine, training
+from memarch.studies.failures import DISK_FULL, result_of
 from memarch.studies.fingerprint import fingerprint
 from memarch.studies.store import read_json, write_json
 from memarch.studies.team import Team
@@ -41,9 +41,9 @@ Json = dict[str, Any]
 def run_trial(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
     """Train and evaluate; the content of `result.json`, which is written last.
 
-    `{"state": "complete" | "pruned" | "failed", "reason", "metrics", "converged", "attempts",
-    "stages", "versions", "threads", "schedule", "plugins"}` and what `studies.fingerprint` adds.
-    A folder with a result is done.
+    `{"state": "complete" | "pruned" | "failed", "failure", "reason", "metrics", "converged",
+    "attempts", "stages", "versions", "threads", "schedule", "plugins"}` and what
+    `studies.fingerprint` adds. A folder with a result is done.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,10 +59,12 @@ def run_trial(spec: Mapping[str, Any], folder: Path, report: Report) -> Json:
     except Exception as error:
         if team.lost_another(error):
             raise
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        result = _common(folder) | {"state": "failed", "reason": reason_of(error)}
+        result = _common(folder) | result_of(error)
         result["metrics"] = _last_metrics(folder)
         _free_memory()
+        if result["failure"] == DISK_FULL:  # the trial goes on when there is space
+            return result
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
     last = "trained.json" if result["state"] == "trained" else "result.json"
     write_json(folder / last, result)
     if result["state"] != "failed":
@@ -121,16 +123,6 @@ def evaluate_saved(model_dir: Path, spec: Mapping[str, Any]) -> dict[str, float]
     return training.evaluate_model(spec, Path(model_dir))
 
 
-def reason_of(error: BaseException) -> str:
-    """One line that says what went wrong."""
-    message = " ".join(str(error).split())
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate" in message:
-        return f"out of memory: {message[:200]}" if message else "out of memory"
-    if isinstance(error, training.TrainingFailure | SpecError):
-        return message
-    return f"{type(error).__name__}: {message}"[:300]
-
-
 def _begin(folder: Path) -> int:
     """Note that the trial was started; how often it was by now."""
     path = folder / "attempts.jsonl"
@@ -157,6 +149,7 @@ def _common(folder: Path) -> Json:
     path = folder / "attempts.jsonl"
     return {
         "state": "failed",
+        "failure": None,
         "reason": None,
         "metrics": {},
         "converged": False,

@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from memarch.components.errors import SpecError
+from memarch.studies.failures import DISK_FULL, reason_of, result_of
+from memarch.studies.heartbeat import HaltedError, Heartbeat, oom_kills, resident_bytes
 from memarch.studies.mailbox import Reporter
 from memarch.studies.resources import Size
 from memarch.studies.spanning import run_together
@@ -36,6 +37,8 @@ class Job:
     folder: str
     plugins: dict[str, str] = field(default_factory=dict)
     """Text of the user's own files by file name."""
+    memory: int = 0
+    """Bytes that its process may hold; 0 for any number."""
 
 
 class Worker:
@@ -48,29 +51,41 @@ class Worker:
         self._cpus = max(1, int(size.cpus))
 
     def warm(self) -> int:
-        """Import what trials need; the process id."""
+        """Import what trials need; the bytes that this process then holds."""
         if self._size.processes == 1:
             load_function(self._names["trial"])
         self._set_threads()
-        return os.getpid()
+        return resident_bytes()
 
     def run(self, job: Job) -> Json:
-        """One attempt at a trial: its result, and the reports that were not sent on the way."""
-        folder = Path(job.folder)
+        """One attempt at a trial: its result, and the reports that were not sent on the way.
+
+        The result is None where the driver halted the trial, which then waits in its checkpoint.
+        """
+        folder, key = Path(job.folder), (job.number, job.attempt)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "worker.json", this_process())
-        report = Reporter((job.number, job.attempt), folder, self._mailbox)
-        self._mailbox.post.remote((job.number, job.attempt), [])  # its time runs from now
+        about = {"attempt": job.attempt, "oom_kills": oom_kills()}
+        write_json(folder / "worker.json", this_process() | about)
+        report = Reporter(key, folder, self._mailbox)
         self._set_threads()
+        with Heartbeat(key, folder, self._mailbox, job.memory):
+            try:
+                result = self._result(job, folder, report)
+            except HaltedError:
+                result = None
+        return {"result": result, "reports": report.unsent, "resident": resident_bytes()}
+
+    def _result(self, job: Job, folder: Path, report: Reporter) -> Json:
         try:
             returned = self._trial(job, folder, report)
             result = _read_result(folder) or _as_result(returned)
         except Exception as error:
+            result = result_of(error)
             write_text(folder / "error.txt", traceback.format_exc())
-            result = {"state": "failed", "reason": reason_of(error), "metrics": {}}
-        if result["state"] != "trained" and not (folder / "result.json").exists():
+        whole = result["state"] != "trained" and result.get("failure") != DISK_FULL
+        if whole and not (folder / "result.json").exists():
             write_json(folder / "result.json", result)
-        return {"result": result, "reports": report.unsent}
+        return result
 
     def _trial(self, job: Job, folder: Path, report: Reporter) -> Any:
         if self._size.processes > 1:
@@ -141,8 +156,3 @@ def _as_result(returned: Any) -> Json:
     if not isinstance(returned, Mapping):
         raise TypeError(f"a trial function returns a mapping, got {type(returned).__name__}")
     return {"state": "complete", "reason": None, "metrics": {}} | plain(returned)
-
-
-def reason_of(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -32,6 +32,7 @@ def load_sibling(name: str) -> Any:
 
 
 helpers = load_sibling("driver_study")
+agreement = load_sibling("agreement")
 run, write_study = helpers.run, helpers.write_study
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -113,6 +114,7 @@ def test_show_tells_what_was_drawn_and_what_came_out(searched, shared):
     for trial in shown["trials"]:
         assert list(trial) == [
             "number", "variant", "state", "params", "metrics", "spec", "reason", "attempts",
+            "failure",
         ]  # fmt: skip
         assert trial["spec"]["train"]["lr"] == trial["params"]["lr"]
         assert (trial["attempts"], trial["reason"]) == (1, "")
@@ -220,21 +222,29 @@ def test_what_goes_wrong_is_recorded_with_its_reason_and_the_study_goes_on(
         tmp_path, name="failing", question=wrong, budget="{trials: 7}", trial_time_limit="2s"
     )
     result = run(file, shared)
-    assert states(result) == ["complete", *["failed"] * 5, "complete"]
+    assert states(result) == [
+        "complete", "failed", "infeasible", "failed", "failed", "failed", "complete",
+    ]  # fmt: skip
+    assert [trial["failure"] for trial in result.trials] == [
+        None, "error", "not_finite", "error", "time_limit", "worker_lost", None,
+    ]  # fmt: skip
     reasons = [trial["reason"] for trial in result.trials]
     assert reasons[1] == "ValueError: trial 1 was told to fail"
     assert reasons[2] == "eval/kv/exact_match is not a finite number"
     assert reasons[3].startswith("no metric 'eval/kv/exact_match'; there are: cost/state_bytes")
     assert reasons[4] == "stopped: it ran longer than trial_time_limit, 2 s"
-    assert reasons[5] == "its worker died 3 times; was there enough memory?"
-    assert [trial["attempts"] for trial in result.trials] == [1, 1, 1, 1, 1, 3, 1]
+    assert reasons[5] == "its worker died (4 times)"
+    assert [trial["attempts"] for trial in result.trials] == [1, 1, 1, 1, 1, 4, 1]
     folder = StudyFolder(shared, "failing")
     assert "told to fail" in (folder.trial(1).path / "error.txt").read_text()
     _, children = mlflow_runs(shared, "failing")
-    assert [children[n].info.status for n in range(7)] == ["FINISHED", *["FAILED"] * 5, "FINISHED"]
     assert [children[n].data.tags["reason"] for n in range(1, 6)] == reasons[1:6]
-    told = [trial.state.name for trial in optuna_trials(shared, "failing")]
-    assert told == ["COMPLETE", *["FAIL"] * 5, "COMPLETE"]
+    told = optuna_trials(shared, "failing")
+    assert [trial.state.name for trial in told] == [
+        "COMPLETE", "FAIL", "PRUNED", "FAIL", "FAIL", "FAIL", "COMPLETE",
+    ]  # fmt: skip
+    assert told[2].constraints == {"not_finite": 1.0}
+    agreement.assert_records_agree(shared, "failing")
 
 
 def test_infeasible_trials_are_told_with_their_violation(shared, tmp_path):
@@ -373,6 +383,7 @@ def test_a_killed_worker_costs_no_trial(shared, tmp_path, capfd):
     assert [trial["attempts"] for trial in result.trials] == [1, 2, 1]
     assert result.trials[1]["metrics"]["train/begun"] > 0
     assert "trial 1: its worker died; it goes on from its checkpoint" in log.notices()
+    agreement.assert_records_agree(shared, "killed")
     assert capfd.readouterr().out == ""
     _, children = mlflow_runs(shared, "killed")
     assert len(children) == 3

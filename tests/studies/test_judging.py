@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from memarch.studies.judging import Judge, share_of_budget
+from memarch.studies.judging import Judge, Verdict, share_of_budget
 from memarch.studies.ranking import ranking
 from memarch.studies.tracking import run_name
 
@@ -25,13 +25,13 @@ JUDGE = Judge(
         (10, ("complete", "")),
         (101, ("infeasible", "cost/state_bytes is 101, max 100")),
         (9, ("infeasible", "cost/state_bytes is 9, min 10")),
-        (None, ("failed", "cost/state_bytes is not a finite number")),
-        (float("inf"), ("failed", "cost/state_bytes is not a finite number")),
+        (None, ("failed", "cost/state_bytes is not a finite number", "not_finite")),
+        (float("inf"), ("failed", "cost/state_bytes is not a finite number", "not_finite")),
     ],
 )
 def test_constraints_hold_at_their_limits(state_bytes, verdict):
     metrics = {"eval/kv/exact_match": 0.5, "cost/state_bytes": state_bytes}
-    assert JUDGE.verdict({"state": "complete", "metrics": metrics}) == verdict
+    assert JUDGE.verdict({"state": "complete", "metrics": metrics}) == Verdict(*verdict)
 
 
 def test_violations_are_zero_or_less_where_a_constraint_holds():
@@ -43,7 +43,8 @@ def test_violations_are_zero_or_less_where_a_constraint_holds():
 
 def test_what_failed_or_was_pruned_stays_so():
     for state in ("failed", "pruned"):
-        assert JUDGE.verdict({"state": state, "reason": "why", "metrics": {}}) == (state, "why")
+        verdict = JUDGE.verdict({"state": state, "reason": "why", "metrics": {}})
+        assert verdict[:2] == (state, "why")
 
 
 def test_only_costs_that_do_not_change_are_judged_early():

@@ -17,7 +17,7 @@ from memarch.arch.model import MemarchModel
 from memarch.components.errors import SpecError
 from memarch.studies import optimizers, training
 from memarch.studies.budget import Budget, Spent
-from memarch.studies.session import Session, TrainingFailure
+from memarch.studies.session import NotFiniteError, Session
 from memarch.studies.stages import stage_specs
 from memarch.studies.tasks.base import build_task
 from memarch.studies.trainer import SessionTrainer
@@ -428,7 +428,7 @@ def test_a_report_stops_the_run(tmp_path):
 
 def test_a_loss_that_is_no_number_is_a_failure(tmp_path):
     spec = make_spec(lr=1e30, clip=None, budget={"steps": 50})
-    with pytest.raises(TrainingFailure, match=r"(NaN|infinite) loss at step \d+"):
+    with pytest.raises(NotFiniteError, match=r"(NaN|infinite) loss at step \d+"):
         train(spec, tmp_path, ignore)
 
 

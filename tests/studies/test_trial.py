@@ -100,7 +100,7 @@ def test_a_loss_that_is_no_number(spec, tmp_path):
     result = run_trial(spec, tmp_path, ignore)
     assert result["state"] == "failed"
     assert result["reason"].split(" at step ")[0] in ("NaN loss", "infinite loss")
-    assert "TrainingFailure" in (tmp_path / "error.txt").read_text()
+    assert "NotFiniteError" in (tmp_path / "error.txt").read_text()
     assert json.loads((tmp_path / "result.json").read_text()) == result
 
 
