@@ -543,7 +543,7 @@ class _Driver:
     def _finish(self, trial: LiveTrial, result: Json) -> None:
         """An attempt is over: the trial is, too, or it is tried again."""
         verdict = trial.verdict or self.judge.verdict(result)
-        trial.metrics = result.get("metrics") or trial.metrics
+        trial.metrics = result.get("metrics") or self._last_metrics(trial)
         trial.record["converged"] = result.get("converged")
         if verdict.failure == DISK_FULL:
             self._put_back(trial)
@@ -552,6 +552,11 @@ class _Driver:
         elif verdict.failure is None or not self._is_tried_again(trial, verdict):
             self._end_trial(trial, verdict)
             self._count(verdict, result.get("place") or "")
+
+    def _last_metrics(self, trial: LiveTrial) -> Json:
+        """What a trial without a result wrote last, also where it could not send it any more."""
+        reports = list(self.folder.trial(trial.number).progress())
+        return dict(reports[-1]["metrics"]) if reports else trial.metrics
 
     def _is_tried_again(self, trial: LiveTrial, verdict: Verdict) -> bool:
         record, failure = trial.record, str(verdict.failure)
