@@ -47,7 +47,7 @@ def train_trial(reference: str, storage: Path, overrides: Sequence[str]) -> Json
     `{"metrics", "spec", "path", "reproduced"}`: whether the numbers are those of the record.
     """
     from memarch.studies.reproducing import reproduce
-    from memarch.studies.training import TrainingFailure
+    from memarch.studies.training import NotFiniteError
 
     if overrides:
         raise SpecError("a trial has its spec; --set goes with a file")
@@ -56,7 +56,7 @@ def train_trial(reference: str, storage: Path, overrides: Sequence[str]) -> Json
     shutil.rmtree(folder, ignore_errors=True)
     try:
         done = reproduce(trial, folder, _told(), log)
-    except TrainingFailure as error:
+    except NotFiniteError as error:
         raise WorkFailedError(str(error)) from error
     told = {name: done[name] for name in ("equal", "differs", "changed")}
     log(_verdict(told))
