@@ -401,6 +401,7 @@ def study() -> None:
 @set_option
 @storage_option
 @click.option("--as", "name", help="Run under another name than the file's.")
+@click.option("--or-resume", is_flag=True, help="Go on with the study if it is there already.")
 @click.option("--address", help="A Ray cluster: `auto` or ray://host:10001. Default: this machine.")
 @database_option
 @artifacts_option
@@ -410,6 +411,7 @@ def study_run(
     overrides: tuple[str, ...],
     storage: Path,
     name: str | None,
+    or_resume: bool,
     as_json: bool,
     **where: str | None,
 ) -> None:
@@ -426,7 +428,7 @@ def study_run(
     from memarch import follow
 
     with document_only(as_json):
-        document = follow.run(file, storage, overrides, name, **where)
+        document = follow.run(file, storage, overrides, name, or_resume, **where)
     _study_end(document, storage, as_json)
 
 

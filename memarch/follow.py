@@ -17,6 +17,7 @@ from rich.text import Text
 from memarch.inputs import open_study
 from memarch.studies import events
 from memarch.studies import leaderboard as board
+from memarch.studies.store import StudyFolder
 
 QUIET_SECONDS = 15.0
 """Without a terminal, a line about what is running comes after this long a silence."""
@@ -31,10 +32,16 @@ def run(
     storage: Path,
     overrides: Sequence[str],
     name: str | None,
+    or_resume: bool = False,
     **where: Any,
 ) -> dict[str, Any]:
     """Run a study file, by `run_study`'s other arguments; the study's document."""
-    open_study(file, overrides, storage).validate()  # a mistake is told before all the imports
+    study = open_study(file, overrides, storage)
+    study.validate()  # a mistake is told before all the imports
+    known = StudyFolder(storage, name or study.study["name"])
+    if or_resume and known.exists():
+        new = [each for each in overrides if each not in known.info["overrides"]]
+        return resume(known.name, storage, new, **where)
 
     from memarch.studies.driver import run_study
 

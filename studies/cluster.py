@@ -19,7 +19,7 @@ def _use_token() -> None:
         setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
-def start_ray(address: str | None) -> bool:
+def start_ray(address: str | None, runtime_env: Json | None = None) -> bool:
     """Join the cluster at this address, or start Ray here; whether this call started it."""
     if ray.is_initialized():
         return False
@@ -31,7 +31,7 @@ def start_ray(address: str | None) -> bool:
     if address:
         _use_token()
         try:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, runtime_env=runtime_env, **quiet)
         except (ConnectionError, ray.exceptions.RayError) as error:
             raise SpecError(
                 f"cannot join a Ray cluster at {address}: {error}; does it run, and do "

@@ -41,6 +41,7 @@ from memarch.studies.leaderboard import COPY
 from memarch.studies.live import LiveTrial, new_record
 from memarch.studies.mailbox import Key, Message, open_mailbox
 from memarch.studies.matching import solved_values, unfit
+from memarch.studies.nodes import Look, data_of, join
 from memarch.studies.orphans import end_orphan
 from memarch.studies.places import Places
 from memarch.studies.policies import Policies
@@ -265,11 +266,21 @@ class _Driver:
     def _pool(self) -> Pool:
         """The workers; Ray is started for the first of them."""
         if self.pool is None:
-            self.ray_is_ours = start_ray(self.address)
+            self.ray_is_ours = self._start_ray()
             self.mailbox = open_mailbox()
             functions = (self.info["trial_function"], self.info["test_function"])
             self.pool = Pool(self.mailbox, *functions)
         return self.pool
+
+    def _start_ray(self) -> bool:
+        if self.address is None:
+            return start_ray(None)
+
+        def note(text: str) -> None:
+            self.on_event(events.Notice(text))
+
+        look = Look(self.folder.storage, self.plugins, data_of(self.file), self.places.artifacts)
+        return join(self.address, look, note)
 
     def _close_pool(self) -> None:
         self._stop_running()
