@@ -10,19 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from memarch.components.errors import SpecError
-from memarch.components.memory import Strict as _Strict
+from memarch.studies.strict import Strict
 
 Above0 = Annotated[float, Field(gt=0)]
 Positive = Annotated[int, Field(ge=1)]
-
-
-class Strict(_Strict):
-    """Immutable, unknown keys refused; the line under a field is its description."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class OneProcess(Strict):

@@ -302,10 +302,10 @@ class Session:
             self._end_stage("budget")
         elif self._stage_end() or self._evaluation_is_due():
             self._look()
-        halted = heartbeat.halted() and not progress.over
+        halted = self.team.ask(heartbeat.halted) and not progress.over
         if progress.over or halted or self._checkpoint_is_due():
             self.save()
-        if halted and self.team.size == 1:  # a team is ended from outside, its checkpoint whole
+        if halted:
             raise heartbeat.HaltedError
         self.clock = time.perf_counter()
         return progress.over

@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memarch.studies.heartbeat import HaltedError, Heartbeat
 from memarch.studies.resources import Size
 from memarch.studies.store import Json, read_json, this_process, write_json, write_text
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 JOIN_SECONDS = 24 * 3600
 """How long processes wait for each other: the leader evaluates while the others stand by."""
+
+HALTED = "halted"
+"""A file that says that the processes were told to save and to stop, and did."""
 
 ALONE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 """By these accelerate would wrap the model in its own way; the session's team does what is due."""
@@ -39,8 +43,8 @@ def run_together(job: Job, size: Size, trial_function: str, mailbox: Any) -> Jso
 
     folder = Path(job.folder)
     own = folder / "train"
-    for stale in folder.glob("error-rank-*.txt"):
-        stale.unlink()
+    for stale in [*folder.glob("error-rank-*.txt"), folder / HALTED]:
+        stale.unlink(missing_ok=True)
     each = {name: amount for name, amount in size.each.items() if name != "GPU"}
     trainer = TorchTrainer(
         _process,
@@ -68,6 +72,8 @@ def run_together(job: Job, size: Size, trial_function: str, mailbox: Any) -> Jso
         result = read_json(folder / name)
         if result is not None:
             return dict(result)
+    if (folder / HALTED).exists():
+        raise HaltedError
     for error in sorted(folder.glob("error-rank-*.txt")):
         raise RuntimeError(_last_line(error.read_text(encoding="utf-8")))
     # A process or its node is gone: what a worker's own death means.
@@ -79,7 +85,6 @@ def _process(config: Json) -> None:
     """One of the processes; torch.distributed joins them already."""
     import torch
 
-    from memarch.studies.heartbeat import Heartbeat
     from memarch.studies.mailbox import Reporter
     from memarch.studies.team import Team
     from memarch.studies.workers import load_function, local_spec
@@ -102,6 +107,10 @@ def _process(config: Json) -> None:
         spec = team.ask(lambda: local_spec(job, folder))
         with Heartbeat(key, folder, config["mailbox"], 0) if team.leads else nullcontext():
             result = load_function(config["trial_function"])(spec, folder, report)
+    except HaltedError:  # in all of them, after the same step
+        if team.leads:
+            write_text(folder / HALTED, "")
+        return
     except Exception as error:
         if not team.lost_another(error):
             write_text(folder / f"error-rank-{team.rank}.txt", traceback.format_exc())

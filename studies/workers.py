@@ -14,6 +14,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,9 @@ class Worker:
         write_json(folder / "worker.json", this_process() | about)
         report = Reporter(key, folder, self._mailbox)
         self._set_threads()
-        with Heartbeat(key, folder, self._mailbox, job.memory):
+        together = self._size.processes > 1  # then their leader gives the signs of life
+        alive = nullcontext() if together else Heartbeat(key, folder, self._mailbox, job.memory)
+        with alive:
             try:
                 result = self._result(job, folder, report)
             except HaltedError:

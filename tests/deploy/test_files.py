@@ -12,50 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pydantic
 import pytest
 import yaml
 from kuberay import SPECS
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-PLAIN = {"str": (str, int, float), "bool": bool, "int": int, "float": (int, float)}
-"""In Kubernetes' types a quantity is a string, and may be written as a number."""
 
 
 def documents(path: Path) -> Iterator[dict[str, Any]]:
     yield from yaml.safe_load_all(path.read_text())
 
 
-def problems(data: Any, kind: str, at: str) -> Iterator[str]:
-    """How plain data differ from one of Kubernetes' API types."""
+def problems(data: Any, kind: str, at: str) -> list[str]:
+    """How plain data differ from one of Kubernetes' API types: wrong, missing, unknown."""
     from kubernetes.client import models
 
-    if kind.startswith("list["):
-        if not isinstance(data, list):
-            yield f"{at} is no list"
-            return
-        for index, item in enumerate(data):
-            yield from problems(item, kind[5:-1], f"{at}[{index}]")
-    elif kind.startswith("dict("):
-        for key, item in data.items():
-            yield from problems(item, kind[5:-1].split(", ", 1)[1], f"{at}.{key}")
-    elif kind in PLAIN:
-        if not isinstance(data, PLAIN[kind]) or (isinstance(data, bool) and kind != "bool"):
-            yield f"{at} is no {kind}: {data!r}"
-    elif kind not in ("object", "datetime"):
-        cls = getattr(models, kind)
-        if not isinstance(data, dict):
-            yield f"{at} is no {kind}"
-            return
-        names = {key: name for name, key in cls.attribute_map.items()}
-        yield from (f"{at}.{key}: {kind} has no such field" for key in data if key not in names)
-        known = {names[key]: value for key, value in data.items() if key in names}
-        try:
-            cls(**known)
-        except ValueError as error:  # something required is missing
-            yield f"{at}: {error}"
-        for name, value in known.items():
-            key = cls.attribute_map[name]
-            yield from problems(value, cls.openapi_types[name], f"{at}.{key}")
+    try:
+        getattr(models, kind).model_validate(data)
+    except pydantic.ValidationError as error:
+        return [f"{at}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+    return []
 
 
 def pod_templates(data: Any) -> Iterator[dict[str, Any]]:
@@ -72,11 +49,11 @@ def test_ray_objects_are_what_kuberay_reads(name):
     (found,) = documents(DEPLOY / "kuberay" / f"{name}.yaml")
     assert found["apiVersion"] == "ray.io/v1"
     jsonschema.validate(found["spec"], SPECS[found["kind"]])
-    assert not list(problems(found["metadata"], "V1ObjectMeta", "metadata"))
+    assert not (problems(found["metadata"], "V1ObjectMeta", "metadata"))
     templates = list(pod_templates(found["spec"]))
     assert len(templates) == 2
     for template in templates:
-        assert list(problems(template, "V1PodTemplateSpec", name)) == []
+        assert problems(template, "V1PodTemplateSpec", name) == []
 
 
 def test_services_are_what_kubernetes_reads():
@@ -84,21 +61,24 @@ def test_services_are_what_kubernetes_reads():
     kinds = [each["kind"] for each in found]
     assert {"PersistentVolumeClaim", "StatefulSet", "Deployment", "Service"} == set(kinds)
     for each in found:
-        assert list(problems(each, f"V1{each['kind']}", each["metadata"]["name"])) == []
-    ports = {e["metadata"]["name"]: e["spec"]["ports"][0]["port"] for e in found if "ports" in str(e)
-             and e["kind"] == "Service"}  # fmt: skip
+        assert problems(each, f"V1{each['kind']}", each["metadata"]["name"]) == []
+    services = [each for each in found if each["kind"] == "Service"]
+    ports = {each["metadata"]["name"]: each["spec"]["ports"][0]["port"] for each in services}
     assert ports == {"memarch-postgres": 5432, "memarch-mlflow": 5000}
 
 
 def test_the_check_finds_what_is_wrong():
     (study,) = documents(DEPLOY / "kuberay" / "study.yaml")
     pod = next(pod_templates(study["spec"]))
-    pod["spec"]["containers"][0] |= {"imagePolicy": "Always", "tty": "yes"}
-    del pod["spec"]["containers"][0]["name"]
+    container = pod["spec"]["containers"][0]
+    container["imagePolicy"] = "Always"
+    (found,) = problems(pod, "V1PodTemplateSpec", "pod")
+    assert found == "pod.spec.containers.0.imagePolicy: Extra inputs are not permitted"
+    container["tty"] = {}
+    del container["name"]
     found = "\n".join(problems(pod, "V1PodTemplateSpec", "pod"))
-    assert "V1Container has no such field" in found
-    assert "tty is no bool: 'yes'" in found
-    assert "Invalid value for `name`" in found
+    assert "containers.0.name: Field required" in found
+    assert "containers.0.tty: Input should be a valid boolean" in found
     del study["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]
     with pytest.raises(jsonschema.ValidationError, match="rayStartParams"):
         jsonschema.validate(study["spec"], SPECS["RayJob"])
