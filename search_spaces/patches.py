@@ -12,6 +12,8 @@ from memarch.search_spaces.document import Key, Node, Origin, node_of, read_text
 from memarch.search_spaces.ranges import is_range
 
 REPLACE = "replace"
+REMOVED = object()
+"""The value of a node that takes away what it lies over."""
 _STRUCTURE: tuple[tuple[Key, ...], ...] = (("model", "memory"),)
 
 
@@ -43,7 +45,10 @@ def merge(base: Node | None, patch: Node, path: tuple[Key, ...] = ()) -> Node:
         base = Node({}, patch.origin)
     merged = dict(base.value)
     for key, child in patch.value.items():
-        merged[key] = merge(merged.get(key), child, (*path, key))
+        if child.value is REMOVED:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge(merged.get(key), child, (*path, key))
     last = patch.last or patch.origin
     return Node(merged, base.origin, last if patch.value else base.last)
 

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from memarch.arch.settings import join, show
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.components.plugins import load_plugins
+from memarch.search_spaces.ablation import Ablation, merged, read_ablation
 from memarch.search_spaces.document import Node, Origin, node_of, read_file
 from memarch.search_spaces.first_points import first_points
 from memarch.search_spaces.patches import REPLACE, expand, merge, nest, parse_override
@@ -31,7 +32,7 @@ from memarch.search_spaces.ranges import Choice, Range, Sample, Solve, as_writte
 from memarch.search_spaces.resolution import DRAWN, SAMPLED, Mark, Path_, Resolver, refuse_ranges
 from memarch.search_spaces.sizing import LEVEL, Sized, Sizing
 
-_FRAME = ("vars", "variants", "extends", "plugins")
+_FRAME = ("vars", "variants", "ablation", "extends", "plugins")
 _VARIED = ("vars", "task", "model", "train", "eval", "resources")
 _COUNTED = ("task", "model", "train", "eval")
 """Sections that make two specs different trials."""
@@ -93,11 +94,15 @@ class StudyFile:
     root: Node
     """The sections, vars and plugins."""
     patches: Mapping[str, tuple[Node, ...]]
-    """The variants."""
+    """The variants; of an ablation, its settings."""
     overrides: tuple[Node, ...]
     schema: Schema
     folders: tuple[Path, ...]
     """Where relative paths are looked up."""
+    written: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
+    """The variants as they were written, where `patches` are the settings of an ablation."""
+    ablation_node: Node | None = None
+    ablation: Ablation | None = None
 
     @classmethod
     def load(
@@ -117,7 +122,18 @@ class StudyFile:
         if "vars" in root.value or any("vars" in patch.value for patch in sets):
             _check_vars(root)
         folders = dict.fromkeys([*(file.parent for file in reader.files), Path()])
-        file = cls(path, root, patches, sets, schema, tuple(folder.resolve() for folder in folders))
+        ablation = _ablation(reader.ablation, root, sets, patches)
+        file = cls(
+            path,
+            root,
+            patches if ablation is None else ablation.patches,
+            sets,
+            schema,
+            tuple(folder.resolve() for folder in folders),
+            patches,
+            reader.ablation,
+            ablation,
+        )
         file._refuse_computed()
         return file
 
@@ -253,11 +269,15 @@ class StudyFile:
             self.resolve(variant, last)
             same = hashes.setdefault(base.hash, variant)
             if same != variant:
-                notes.append(f"variants {same!r} and {variant!r} are the same model and training")
+                what = "variants" if self.ablation is None else "settings"
+                notes.append(f"{what} {same!r} and {variant!r} are the same model and training")
         self._check_first()
         self._check_racing()
         notes += self.sizing.notes()
         notes += [f"{name!r} is searched, but changes nothing" for name in idle if idle[name]]
+        if self.ablation is not None:
+            seeds = self.study["seeds"]["model"]
+            notes += self.ablation.notes(len(seeds) if isinstance(seeds, list) else 1)
         return notes + self._unused_vars()
 
     def _check_budget(self) -> None:
@@ -644,6 +664,8 @@ class _Reader:
     schema: Schema
     find_trial: FindTrial | None
     files: list[Path] = field(default_factory=list)
+    ablation: Node | None = None
+    """What the files say about an ablation."""
 
     def read(self, path: Path, above: tuple[Path, ...]) -> tuple[Node, dict[str, tuple[Node, ...]]]:
         document = read_file(path)
@@ -654,7 +676,10 @@ class _Reader:
         patches: dict[str, tuple[Node, ...]] = {}
         if extends is not None:
             base, patches = self._base(extends, path, above)
-        own = {k: v for k, v in document.value.items() if k not in ("extends", "variants")}
+        apart = ("extends", "variants", "ablation")
+        own = {k: v for k, v in document.value.items() if k not in apart}
+        if "ablation" in document.value:
+            self.ablation = merged(self.ablation, document.value["ablation"])
         root = merge(base, expand(Node(own, document.origin)))
         variants = document.value.get("variants")
         if variants is not None:
@@ -772,6 +797,32 @@ def resolve_env(record: Mapping[str, Any], environment: Mapping[str, str] = os.e
         return value
 
     return walk(record, ())
+
+
+def _ablation(
+    node: Node | None,
+    root: Node,
+    sets: Sequence[Node],
+    variants: Mapping[str, tuple[Node, ...]],
+) -> Ablation | None:
+    """The settings of an ablation; a design without them, or they without it, is an error."""
+    for patch in sets:
+        root = merge(root, patch)
+    design = root.get("study", "design")
+    asked = design is not None and design.value == "ablation"
+    if node is None:
+        if design is not None and asked:
+            raise design.origin.error(
+                "an ablation needs the section `ablation`: {baseline: …, changes: {…}}",
+                "study.design",
+            )
+        return None
+    if not asked:
+        found = "search" if design is None else show(design.plain())
+        raise node.origin.error(
+            f"an ablation needs study.design=ablation, which is {found}", "ablation"
+        )
+    return read_ablation(node, root, variants, _VARIED)
 
 
 def _is_var(path: Path_) -> bool:

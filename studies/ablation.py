@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from memarch.search_spaces.ablation import smallest_p
 from memarch.studies import leaderboard as board
 from memarch.studies.replicates import (
     ends_of,
@@ -22,7 +23,7 @@ from memarch.studies.replicates import (
     replicates,
     seed_of,
 )
-from memarch.studies.statistics import ERROR, Difference, compare, detectable, holm, smallest_p
+from memarch.studies.statistics import ERROR, Difference, compare, detectable, holm
 from memarch.studies.verdicts import Outcome, Question, remarks, verdict
 
 Document = Mapping[str, Any]

@@ -169,6 +169,7 @@ def _begin(folder: StudyFolder, study_file: StudyFile, info: Json) -> None:
             "state": "running",
             "objective": study["objective"],
             "design": study["design"],
+            "ablation": study_file.ablation.about() if study_file.ablation else None,
             "created": time.time(),
             "elapsed": 0.0,
             "counts": {},

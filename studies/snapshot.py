@@ -31,14 +31,16 @@ def write_snapshot(study_file: StudyFile, folder: Path) -> None:
             copy = folder / "plugins" / str(index) / plugin.name
             write_text(copy, plugin.read_text(encoding="utf-8"))
             base["plugins"].append(str(copy))
-    layers = max((len(patches) for patches in study_file.patches.values()), default=1)
+    if study_file.ablation_node is not None:
+        base["ablation"] = study_file.ablation_node.plain()
+    layers = max((len(patches) for patches in study_file.written.values()), default=1)
     for layer in range(layers):
         document: dict[str, Any] = (
             base if layer == 0 else {"extends": _path(folder, layer - 1).name}
         )
         variants = {
             name: patches[layer].plain()
-            for name, patches in study_file.patches.items()
+            for name, patches in study_file.written.items()
             if layer < len(patches)
         }
         if variants:

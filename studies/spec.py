@@ -227,7 +227,8 @@ class StudySettings(Strict):
     question: str | None = None
     """What the study is to answer, in a sentence: reports begin with it."""
     design: Literal["search", "grid", "all", "ablation"] = "search"
-    """Draw trials by the sampler, cross all values, or run each variant once."""
+    """Draw trials by the sampler, cross all values, run each variant once, or the settings of
+    `ablation:` against their baseline."""
     objective: dict[str, Literal["maximize", "minimize"]] = Field(default_factory=dict)
     """Metrics to directions; by default the first evaluation's main metric."""
     budget: StudyBudget = StudyBudget()
@@ -271,11 +272,9 @@ class StudySettings(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySettings:
-        if self.design == "ablation":
+        if self.design == "ablation" and self.pruner.type != "none":
             raise SpecError(
-                "`ablation` comes with a later version; `all` runs every variant over the same "
-                "seeds and data",
-                path="design",
+                "an ablation compares trials that all ran to their end; use `none`", path="pruner"
             )
         for name in self.objective:
             _check_metric(name, join("objective", name), "an objective")

@@ -34,6 +34,8 @@ from itertools import combinations
 import numpy as np
 from scipy import special
 
+from memarch.search_spaces.ablation import smallest_p
+
 LEVEL = 0.95
 ERROR = 0.05
 POWER = 0.8
@@ -111,11 +113,6 @@ def compare(
         freedom=interval.freedom,
         equivalence_p=outside,
     )
-
-
-def smallest_p(n: int) -> float:
-    """What `compare` cannot go below with n seeds a side."""
-    return 2 / math.comb(2 * n, n)
 
 
 def detectable(error: float, freedom: float, level: float) -> float:

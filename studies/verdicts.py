@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from memarch.search_spaces.ablation import smallest_p
 from memarch.studies.replicates import is_lost, is_unconverged
-from memarch.studies.statistics import ERROR, Difference, detectable, smallest_p
+from memarch.studies.statistics import ERROR, Difference, detectable
 
 Outcome = Literal["better", "worse", "equivalent", "undecided", "too few seeds", "same", "none"]
 """`same`: equal to another setting, so not run. `none`: nothing to compare."""
