@@ -225,13 +225,16 @@ def validate(file: Path, overrides: tuple[str, ...], storage: Path, as_json: boo
         notes = study.validate()
         spaces = {name: list(study.space(name)) for name in study.variants}
         sizes = study.sizing.rows
+        ablation = study.ablation.about() if study.ablation else None
     if as_json:
-        found = {"valid": True, "file": str(file), "variants": spaces, "notes": notes}
-        emit(found | {"sizes": sizes})
+        found = {"valid": True, "file": str(file), "variants": spaces, "ablation": ablation}
+        emit(found | {"sizes": sizes, "notes": notes})
         return
     click.echo(f"{file} is valid")
     for name, searched in spaces.items():
         listed = f"searches {', '.join(searched)}" if searched else "nothing is searched"
+        if ablation is not None:
+            listed = ablation["settings"].get(name, "the baseline")
         click.echo(f"  {name or ('the model' if searched else 'one model')}: {listed}")
     for note in notes:
         click.echo(f"note: {note}")
@@ -540,12 +543,17 @@ def study_list(storage: Path, as_json: bool) -> None:
 @study.command(name="show")
 @click.argument("name", metavar="NAME | NAME/NUMBER")
 @storage_option
+@click.option("--seeds", is_flag=True, help="Show every trial, not only settings over their seeds.")
 @json_option
-def study_show(name: str, storage: Path, as_json: bool) -> None:
-    """Show a study: its trials ranked, against the floors, with what each cost. Or one trial.
+def study_show(name: str, storage: Path, seeds: bool, as_json: bool) -> None:
+    """Show a study: its settings ranked, against the floors, with what each cost. Or one trial.
+
+    With several seeds a setting has mean, median, range and how many seeds solved the task; an
+    ablation has every setting against its baseline.
 
     \b
     memarch study show my_study
+    memarch study show my_study --seeds
     memarch study show my_study/7     its settings, where each came from, its metrics and files
     memarch study show my_study --json | jq '.trials[0].metrics'
     """
@@ -564,11 +572,13 @@ def study_show(name: str, storage: Path, as_json: bool) -> None:
 
     document = show_study(name, storage)
     if as_json:
-        emit(document)
+        from memarch.studies.ablation import conclusions
+
+        emit(conclusions(document))
         return
     from memarch import show
 
-    show.study(document)
+    show.study(document, seeds=seeds)
 
 
 @study.command(name="report")
@@ -720,7 +730,9 @@ def _metrics(document: dict[str, Any], as_json: bool) -> None:
 
 def _study_end(document: dict[str, Any], storage: Path, as_json: bool) -> None:
     if as_json:
-        emit(document)
+        from memarch.studies.ablation import conclusions
+
+        emit(conclusions(document))
     else:
         from memarch import show
 

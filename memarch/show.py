@@ -123,10 +123,21 @@ def studies(rows: Sequence[Row], storage: Path) -> None:
     out.print(made)
 
 
-def study(document: board.Document) -> None:
-    """A study's leaderboard and what did not finish."""
+def study(document: board.Document, *, seeds: bool = False) -> None:
+    """A study's leaderboard and what did not finish; `seeds`: every trial by itself."""
     out = console()
-    out.print(leaderboard(document))
+    several = board.several_seeds(document)
+    if several or document.get("ablation"):
+        from memarch import show_seeds
+
+        if several:
+            out.print(show_seeds.settings(document))
+        if document.get("ablation"):
+            out.print(show_seeds.ablation(document))
+        if seeds and document.get("ablation"):
+            out.print(show_seeds.differences(document))
+    if seeds or not several:
+        out.print(leaderboard(document))
     unfinished = [t for t in document["trials"] if t["state"] in ("failed", "running", "waiting")]
     if unfinished:
         made = table("not finished", ["trial", "variant", "settings", "state", "reason"])
@@ -218,6 +229,12 @@ def plan(document: Row, *, origins: bool = False) -> None:
     shapes = {f"{row['batch_size']} rows of {row['length']} tokens" for row in document["variants"]}
     out.print(f"schedule and steps: of a training step, {' or '.join(sorted(shapes))}")
     searched = table("what is searched", ["variant", "parameter", "values"])
+    if document["ablation"]:
+        changes = table("what is compared", ["setting", "what differs from the baseline"])
+        changes.add_row(f"[bold]{escape(document['ablation']['baseline'])}[/]", "the baseline")
+        for name, words in document["ablation"]["settings"].items():
+            changes.add_row(f"[bold]{escape(name)}[/]", escape(words))
+        out.print(changes)
     for row in document["variants"]:
         for name, values in row["space"].items():
             searched.add_row(escape(row["name"] or "-"), escape(name), escape(values))

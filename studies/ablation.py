@@ -116,9 +116,10 @@ def comparisons(document: Document, metric: str | None = None) -> list[Compariso
 
 def conclusions(document: Document) -> dict[str, Any]:
     """The document with its settings over their seeds, and its comparisons where it has some."""
+    several = board.several_seeds(document)
     return {
         **document,
-        "settings": [one.row() for one in replicates(document)],
+        "settings": [one.row() for one in replicates(document)] if several else [],
         "comparisons": [asdict(one) for one in comparisons(document)],
     }
 

@@ -88,6 +88,7 @@ def plan_study(study: StudyFile, *, run: bool = True, note: Note = lambda text: 
         "name": settings["name"],
         "design": settings["design"],
         "objective": settings["objective"],
+        "ablation": study.ablation.about() if study.ablation else None,
         "trials": trials,
         "variants": rows,
         "measured": measured,

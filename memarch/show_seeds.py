@@ -1,0 +1,125 @@
+"""Tables over seeds: settings with what their seeds gave together, and what an ablation shows."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from memarch.show import table
+from memarch.studies import leaderboard as board
+from memarch.studies.ablation import Comparison, comparisons
+from memarch.studies.replicates import Replicates, replicates
+
+_OUTCOMES = {"better": "green", "worse": "red", "equivalent": "cyan"}
+
+
+def settings(document: board.Document) -> RenderableType:
+    """Settings, best first, over their seeds."""
+    metric, _ = board.main_objective(document)
+    rows = replicates(document)
+    costs = {
+        name: heading
+        for name, heading in board.COSTS.items()
+        if any(name in row.metrics() for row in rows)
+    }
+    others = [goal for goal in board.objectives(document) if goal not in (metric, *costs)]
+    share = any(row.solved is not None for row in rows)
+    headings = ["rank", "variant", "settings", "seeds", metric, "95 %", "median", "range"]
+    headings += ["solved"] * share + [*others, *costs.values(), "trials"]
+    made = table(
+        f"{document['name']}: {document['state']}, by the mean over seeds",
+        headings,
+        right=[*headings[3:-1], "rank"],
+    )
+    tied = sum(row.tied for row in rows) > 1
+    for rank, row in enumerate(rows, start=1):
+        means = {"metrics": row.metrics()}
+        cells = [
+            f"{rank}{'=' if tied and row.tied else ''}",
+            _label(row.variant),
+            escape(board.settings({"params": row.params})),
+            _seeds(row),
+            board.figure({"metrics": {metric: row.mean}}, metric),
+            "-" if row.interval is None else _span(row.interval, metric),
+            board.figure({"metrics": {metric: row.median}}, metric),
+            _span((min(row.scores), max(row.scores)), metric),
+        ]
+        cells += [f"{row.solved} of {len(row.scores)}"] * share
+        cells += [board.figure(means, name) for name in others]
+        cells += [board.cost(means, name) for name in costs]
+        cells.append(", ".join(f"{number:03d}" for number in row.numbers))
+        made.add_row(*cells, style="bold" if rank == 1 else None)
+    notes = []
+    if tied:
+        notes.append("= cannot be told from the first: the interval of the difference holds zero")
+    if any(row.unconverged for row in rows):
+        notes.append("* trials that were still getting better when their budget ended")
+    floors = board.floors(document["trials"], metric)
+    if floors:
+        listed = ", ".join(f"{name} {value:.3f}" for name, value in sorted(floors.items()))
+        notes.append(f"floors of {metric}: {listed}; below the higher one nothing is recalled")
+    notes.append("`memarch study show NAME --seeds` shows every trial")
+    return Group(made, *(Text(note, style="dim") for note in notes))
+
+
+def ablation(document: board.Document) -> RenderableType:
+    """Every setting against the baseline."""
+    found = comparisons(document)
+    about = document["ablation"]
+    metric, _ = board.main_objective(document)
+    made = table(
+        f"{document['name']}: what changes {metric} of {about['baseline']}",
+        ["setting", "change", "difference", "95 %", "p", "g", "what it shows"],
+        right=["difference", "95 %", "p", "g"],
+    )
+    for one in found:
+        made.add_row(*_compared(one), style=_OUTCOMES.get(one.outcome))
+    note = (
+        "difference: setting minus baseline over the same seeds. p is corrected for all "
+        "comparisons (Holm). g: Hedges' effect size of the paired differences"
+    )
+    return Group(made, Text(note, style="dim"))
+
+
+def differences(document: board.Document) -> Table:
+    """The differences of an ablation seed by seed."""
+    found = comparisons(document)
+    seeds = sorted({seed for one in found for seed in one.seeds})
+    headings = [f"seed {seed}" for seed in seeds]
+    made = table("differences by seed", ["setting", *headings], right=headings)
+    for one in found:
+        known = dict(zip(one.seeds, one.differences, strict=True))
+        cells = (f"{known[seed]:+.4g}" if seed in known else "-" for seed in seeds)
+        made.add_row(escape(one.name), *cells)
+    return made
+
+
+def _compared(one: Comparison) -> list[str]:
+    cells = [f"[bold]{escape(one.name)}[/]", escape(one.change)]
+    if one.difference is None or one.low is None or one.high is None:
+        cells += ["-"] * 4
+    else:
+        cells += [
+            f"{one.difference:+.3g}",
+            f"{one.low:+.3g} to {one.high:+.3g}",
+            "-" if one.p_corrected is None else f"{one.p_corrected:.2g}",
+            "-" if one.effect_size is None else f"{one.effect_size:+.1f}",
+        ]
+    return [*cells, escape(one.verdict)]
+
+
+def _label(variant: str) -> str:
+    note = f" [dim]({board.BASELINES[variant]})[/]" if variant in board.BASELINES else ""
+    return escape(variant or "-") + note
+
+
+def _seeds(row: Replicates) -> str:
+    done, given = len(row.scores), len(row.scores) + len(row.others)
+    count = str(done) if done == given else f"[yellow]{done} of {given}[/]"
+    return count + (f" [yellow]({row.unconverged}*)[/]" if row.unconverged else "")
+
+
+def _span(ends: tuple[float, float], metric: str) -> str:
+    return " - ".join(board.figure({"metrics": {metric: end}}, metric, digits=3) for end in ends)
