@@ -191,7 +191,7 @@ def _comparison(
             "p_sign_flip": found.p_sign_flip,
             "effect_size": found.effect_size,
             "superiority": found.superiority,
-            "detectable": detectable(found.error, found.freedom, ERROR / question.tests),
+            "detectable": detectable(found, ERROR / question.tests),
         }
     return Comparison(
         name=pair.name,

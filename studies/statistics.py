@@ -115,9 +115,12 @@ def compare(
     )
 
 
-def detectable(error: float, freedom: float, level: float) -> float:
-    """The smallest true difference that a test at this level finds with 80 % power."""
-    return error * float(_quantile(1 - level / 2, freedom) + _quantile(POWER, freedom))
+def detectable(found: Difference, level: float) -> float:
+    """The smallest true difference that so many seeds find at this level with 80 % power."""
+    usual = _quantile(0.5 + LEVEL / 2, found.freedom)
+    wider = max(1.0, (found.high - found.low) / (2 * usual * found.error)) if found.error else 1.0
+    needed = wider * _quantile(1 - level / 2, found.freedom) + _quantile(POWER, found.freedom)
+    return found.error * needed
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -67,7 +67,7 @@ def verdict(
             f"no difference shown{_after(question)}: {_signed(found)}, p = {_p(found.p)} by "
             f"itself, {_p(p)} corrected"
         )
-    could = detectable(found.error, found.freedom, ERROR / question.tests)
+    could = detectable(found, ERROR / question.tests)
     return "undecided", (
         f"no difference shown: {_signed(found)}, p = {_p(found.p)}; {n} seeds could have shown "
         f"{_number(could, 2 if could >= 0.01 else 4)}"
