@@ -191,7 +191,8 @@ class _Reader:
             if option.name in self.settings:
                 raise self._error(f"makes a second setting with the name {option.name!r}", *keys)
             start = self.base if option.start is None else option.start
-            self.settings[option.name] = Setting(option.words, (*start, *option.patches))
+            own = (patch.sourced(f"setting {option.name}") for patch in option.patches)
+            self.settings[option.name] = Setting(option.words, (*start, *own))
 
     def _change(self, name: str, change: ChangeSettings) -> Iterator[_Option]:
         keys = ("changes", name)
@@ -207,8 +208,7 @@ class _Reader:
             for path in getattr(change, kind):
                 patches.append(self._patch(path, self._at(*keys, kind, path), kind, *keys, kind))
                 words.append(f"{path}: {_in_words(getattr(change, kind)[path])}")
-        sourced = tuple(patch.sourced(f"setting {name}") for patch in patches)
-        own = _Option(name, ", ".join(words), sourced, start)
+        own = _Option(name, ", ".join(words), tuple(patches), start)
         if len(change.vary) > 1:
             raise self._error(
                 "takes one key path; several are `one_at_a_time` or `factorial`", *keys, "vary"
@@ -232,7 +232,7 @@ class _Reader:
             plain = child.plain()
             label = key if node.is_map else _label(plain, index)
             name = f"{_last(path)}-{label}"
-            patch = self._patch(path, child, "replace", *keys).sourced(f"setting {name}")
+            patch = self._patch(path, child, "replace", *keys[:-1])
             words = f"{path}: {key if node.is_map else _in_words(plain)}"
             yield _Option(name, words, (patch,))
 
@@ -244,7 +244,7 @@ class _Reader:
                 paths = [join(paths[0], name) for name in found.value]
         for path in paths:
             name = f"without-{_last(path)}"
-            patch = self._removal(path, "leave_one_out").sourced(f"setting {name}")
+            patch = self._removal(path, "leave_one_out")
             yield _Option(name, f"without {path}", (patch,))
 
     def _crossed(self, given: Mapping[str, Any] | Sequence[str]) -> Iterator[_Option]:

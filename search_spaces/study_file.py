@@ -99,7 +99,7 @@ class StudyFile:
     schema: Schema
     folders: tuple[Path, ...]
     """Where relative paths are looked up."""
-    written: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
+    written_variants: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
     """The variants as they were written, where `patches` are the settings of an ablation."""
     ablation_node: Node | None = None
     ablation: Ablation | None = None

@@ -33,14 +33,14 @@ def write_snapshot(study_file: StudyFile, folder: Path) -> None:
             base["plugins"].append(str(copy))
     if study_file.ablation_node is not None:
         base["ablation"] = study_file.ablation_node.plain()
-    layers = max((len(patches) for patches in study_file.written.values()), default=1)
+    layers = max((len(patches) for patches in study_file.written_variants.values()), default=1)
     for layer in range(layers):
         document: dict[str, Any] = (
             base if layer == 0 else {"extends": _path(folder, layer - 1).name}
         )
         variants = {
             name: patches[layer].plain()
-            for name, patches in study_file.written.items()
+            for name, patches in study_file.written_variants.items()
             if layer < len(patches)
         }
         if variants:
