@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -15,11 +16,14 @@ from pathlib import Path
 
 from memarch.components.errors import SpecError
 from memarch.output import WorkFailedError, log
+from memarch.studies.mlflow_ui import saved_views
 from memarch.studies.tracking import own_database, tracking_uri
 
 HOST = "127.0.0.1"
 PATIENCE = 180.0
 """Seconds that the server may take to answer."""
+MOST_VIEWS = 10
+"""Studies whose addresses are told."""
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 """What ends us besides Ctrl-C: `kill`, and a terminal that is closed."""
 
@@ -44,9 +48,7 @@ def serve(storage: Path, port: int, *, open_page: bool) -> None:
     """
     running = _store(storage)
     if running.startswith("http"):
-        print(running, flush=True)
-        if open_page:
-            webbrowser.open(running)
+        _announce(running, open_page=open_page)
         return
     if running == own_database(storage) and not (storage / "mlflow.db").is_file():
         raise SpecError(f"no MLflow data in {storage}; `memarch study run FILE` makes it")
@@ -67,10 +69,8 @@ def serve(storage: Path, port: int, *, open_page: bool) -> None:
     )
     try:
         _wait(server, url)
-        print(url, flush=True)
+        _announce(url, open_page=open_page)
         log("Ctrl-C stops it")
-        if open_page:
-            webbrowser.open(url)
         server.communicate()
         raise WorkFailedError("MLflow's server ended by itself")
     except KeyboardInterrupt:
@@ -87,6 +87,37 @@ def serve(storage: Path, port: int, *, open_page: bool) -> None:
 def _store(storage: Path) -> str:
     """Where the studies' runs are: the storage folder's, also where logging is off now."""
     return tracking_uri(storage) or own_database(storage)
+
+
+def _announce(url: str, *, open_page: bool) -> None:
+    """Say where the server is, and where the trials of its studies are: MLflow's own first page
+    knows nothing of them. The newest study's is opened."""
+    print(url, flush=True)
+    pages = views(url)
+    for name, page in pages:
+        log(f"{name}: {page}")
+    if open_page:
+        webbrowser.open(pages[0][1] if pages else url)
+
+
+def views(url: str) -> list[tuple[str, str]]:
+    """Names and addresses of the views that studies left in a server, newest first."""
+    query = json.dumps({"max_results": MOST_VIEWS, "order_by": ["last_update_time DESC"]})
+    request = urllib.request.Request(
+        f"{url}/api/2.0/mlflow/experiments/search",
+        data=query.encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            experiments = json.load(answer).get("experiments", [])
+    except (OSError, ValueError):  # the server has other ways to say what is wrong with it
+        return []
+    return [
+        (experiment["name"], f"{url}/{page}")
+        for experiment in experiments
+        for page in saved_views(experiment["experiment_id"], experiment.get("tags", []))
+    ]
 
 
 def _wait(server: subprocess.Popen[str], url: str) -> None:

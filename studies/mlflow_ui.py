@@ -10,7 +10,7 @@ know it ignores it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memarch.studies import leaderboard as board
@@ -27,6 +27,9 @@ VIEW = "mlflow.sharedViewState."
 def introduce(client: MlflowClient, experiment: str, folder: StudyFolder, study_id: str) -> None:
     """Make the experiment's pages show the study's trials."""
     client.set_experiment_tag(experiment, KIND, TRAINING)
+    question = (read_json(folder.path / "resolved.json") or {}).get("study", {}).get("question")
+    if question:
+        client.set_experiment_tag(experiment, "mlflow.note.content", question)
     made = int(float(folder.info.get("created") or 0) * 1000)
     view = {"name": f"trials of {folder.name}", "createdAt": made, "updatedAt": made}
     state = json.dumps(_state(folder, study_id))
@@ -40,11 +43,20 @@ def view_key(study_id: str) -> str:
     return f"memarch-{study_id[:8]}"
 
 
-def view_address(experiment: str, study_id: str, *, charts: bool = False) -> str:
+def view_address(experiment: str, study_id: str) -> str:
     """Where the view is, below the server's address."""
-    mode = "&compareRunsMode=CHART" if charts else ""
+    return _page(experiment, view_key(study_id))
+
+
+def saved_views(experiment: str, tags: Iterable[Mapping[str, str]]) -> list[str]:
+    """The addresses of our views, by an experiment's tags as MLflow's API gives them."""
+    keys = [tag["key"].removeprefix(VIEW) for tag in tags if tag["key"].startswith(VIEW)]
+    return [_page(experiment, key) for key in keys if key.startswith("memarch-")]
+
+
+def _page(experiment: str, key: str) -> str:
     page = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
-    return f"{page}&viewStateShareKey={view_key(study_id)}{mode}"
+    return f"{page}&viewStateShareKey={key}"
 
 
 def tags_of(record: Mapping[str, Any], spec: Mapping[str, Any] | None) -> dict[str, str]:
@@ -89,23 +101,25 @@ def _state(folder: StudyFolder, study_id: str) -> Json:
                 "isReordered": True,
                 "deleted": False,
                 "isGenerated": False,
+                "columns": 2,
             }
         ],
-        "compareRunCharts": _charts(params, objective, costs),
+        "compareRunCharts": _charts(ranges, objective),
     }
 
 
-def _charts(params: list[str], objective: list[str], costs: list[str]) -> list[Json]:
+def _charts(ranges: Mapping[str, Json], objective: list[str]) -> list[Json]:
     """Parallel coordinates, the main objective against costs, learning curves."""
     main, state = objective[0], "cost/state_bytes"
     across = [name for name in (*objective[1:], state, "cost/flops_per_token") if name != main]
-    charts = [
+    charts: list[Json] = [
         {
             "type": "PARALLEL",
-            "selectedParams": params,
+            "selectedParams": [*(["variant"] if len(variants) > 1 else []), *params],
             "selectedMetrics": [*dict.fromkeys([state, *reversed(objective)])],
             "showAllRuns": True,
         }
+        for params, variants in _alike(ranges).items()
     ]
     charts += [
         {
@@ -129,8 +143,17 @@ def _charts(params: list[str], objective: list[str], costs: list[str]) -> list[J
                 "xAxisScaleType": "linear",
             }
         )
-    shared = {"runsCountToCompare": 100, "deleted": False, "isGenerated": False}
+    shared: Json = {"runsCountToCompare": 100, "deleted": False, "isGenerated": False}
     return [
         chart | shared | {"uuid": f"memarch-{index}", "metricSectionId": "memarch"}
         for index, chart in enumerate(charts)
     ]
+
+
+def _alike(ranges: Mapping[str, Json]) -> dict[tuple[str, ...], list[str]]:
+    """Variants by what is searched in them: a run without one of a chart's values is not in it."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for variant, space in ranges.items():
+        if space:
+            found.setdefault(tuple(space), []).append(variant)
+    return found

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from report_study import METRIC, RANGES, write_finished_study
 
-from memarch.studies.mlflow_ui import introduce, mechanism, tags_of, view_address, view_key
+from memarch.studies.mlflow_ui import (
+    introduce,
+    mechanism,
+    saved_views,
+    tags_of,
+    view_address,
+    view_key,
+)
 from memarch.studies.parent_run import describe
 from memarch.studies.report import write_report
 from memarch.studies.report_records import Records
@@ -92,7 +99,9 @@ def test_the_experiment_has_a_view_of_what_was_searched(described: Any) -> None:
     assert f"metrics.`{METRIC}`" in state["selectedColumns"]
     assert (state["orderByKey"], state["orderByAsc"]) == (f"metrics.`{METRIC}`", False)
     kinds = [chart["type"] for chart in state["compareRunCharts"]]
-    assert kinds == ["PARALLEL", "SCATTER", "SCATTER", "LINE", "LINE", "LINE"]
+    assert kinds == ["PARALLEL"] * 3 + ["SCATTER"] * 2 + ["LINE"] * 3
+    parallel = state["compareRunCharts"][1]["selectedParams"]  # of rmt and gradmem
+    assert parallel == ["variant", *RANGES["rmt"]]
     found = client.search_runs([run.info.experiment_id], state["searchFilter"])
     assert list(found) == []  # the parent is none of the trials
 
@@ -103,3 +112,11 @@ def test_trials_are_told_by_mechanism() -> None:
     assert mechanism({"model": {"memory": {}}}) == "none"
     assert tags_of({"copy_of": None}, spec) == {"memarch.kind": "trial", "mechanism": "rmt+armt"}
     assert tags_of({"copy_of": 3}, spec)["memarch.kind"] == "copy"
+
+
+def test_the_view_is_found_by_its_tag(described: Any) -> None:
+    client, run, _ = described
+    experiment = client.get_experiment(run.info.experiment_id)
+    tags = [{"key": key, "value": value} for key, value in experiment.tags.items()]
+    assert saved_views(experiment.experiment_id, tags) == [view_address("1", ID)]
+    assert experiment.tags["mlflow.note.content"] == "Which memory recalls most?"
