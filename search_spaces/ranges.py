@@ -16,6 +16,7 @@ sets it.
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -177,8 +178,13 @@ def is_range(raw: object) -> bool:
 def near_range(raw: Mapping[str, Any]) -> str:
     """What to say of a map that looks like a range with its kind misspelt; else nothing."""
     names = [str(name) for name in raw if name not in _SHARED]
-    near = difflib.get_close_matches(names[0], KINDS, n=1) if len(names) == 1 else []
-    return f"unknown range {names[0]!r}; did you mean {near[0]!r}?" if near else ""
+    return _near_kind(names[0]) if len(names) == 1 else ""
+
+
+@functools.lru_cache
+def _near_kind(name: str) -> str:
+    near = difflib.get_close_matches(name, KINDS, n=1)
+    return f"unknown range {name!r}; did you mean {near[0]!r}?" if near else ""
 
 
 def parse_range(raw: Mapping[str, Any]) -> Range:

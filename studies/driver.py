@@ -79,6 +79,9 @@ TEST_FUNCTION = "memarch.studies.trial:test_trial"
 GRACE = 10.0
 """Seconds that a trial has to return after it was told to stop."""
 
+INFO_SHARE = 50.0
+"""`study.json` is written again after this many times the time that it took."""
+
 OnEvent = Callable[[Event], None]
 
 
@@ -218,6 +221,7 @@ class _Driver:
         """Mail to come."""
         self.ray_is_ours = False
         self.tracking = Tracking(folder)
+        self.info_due = 0.0
         self.elapsed_before = float(self.info.get("elapsed", 0.0))
         self.session_started = time.monotonic()
 
@@ -320,6 +324,8 @@ class _Driver:
         self.taking = self.taking or self.mailbox.take.remote(1.0)
         refs = [self.taking, *self._pool().refs, *others]
         ready, _ = ray.wait(refs, num_returns=1, timeout=1.0)
+        if len(refs) > 3:  # what else is ready by now: a wait takes time by what is waited for
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         for ref in ready:
             if ref == self.taking:
                 self._read_mail(*ray.get(self.taking))
@@ -427,7 +433,7 @@ class _Driver:
         named = params | ({"seed": seed} if several else {})
         record["run_name"] = run_name(number, variant, named, known)
         # `record` of a spec: secrets and places that come from `$env` are not written down.
-        write_json(self.folder.trial(number).path / "spec.json", resolved.record)
+        write_json(self.folder.trial(number).path / "spec.json", resolved.record, sync=False)
         write_origins(self.folder.trial(number).path, resolved.origins)
         trial = LiveTrial(record, asked.trial, resolved.record)
         self._write(trial)
@@ -606,7 +612,7 @@ class _Driver:
         self._tell(trial)
         self.pruning.finish(trial.number, pruned=record["state"] == "pruned")
         self.tracking.changed(trial.number)
-        self._write_info("running")
+        self._write_progress()
         self.on_event(events.TrialFinished(_row(record)))
         for copy in self.copies.pop(trial.number, []):
             self._copy(copy)
@@ -636,7 +642,7 @@ class _Driver:
         self._write(trial)
         self._tell(trial)
         self.tracking.changed(trial.number)
-        self._write_info("running")
+        self._write_progress()
         self.on_event(events.TrialFinished(_row(record)))
 
     def _write(self, trial: LiveTrial) -> None:
@@ -708,6 +714,13 @@ class _Driver:
                 self.folder.trial(number).write_record(record)
                 self.tracking.changed(number)
                 self.on_event(events.TrialFinished(_row(record)))
+
+    def _write_progress(self) -> None:
+        """`study.json` while trials run: every second, and less often where it takes long."""
+        now = time.monotonic()
+        if now >= self.info_due:
+            self._write_info("running")
+            self.info_due = time.monotonic() + max(1.0, INFO_SHARE * (time.monotonic() - now))
 
     def _write_info(self, state: str) -> None:
         counts: dict[str, int] = {}

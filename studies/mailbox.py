@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,24 +45,26 @@ class Mailbox:
         self._messages: list[Message] = []
         self._taken = self._answered = 0
         self._stops: set[Key] = set()
-        self._changed = asyncio.Condition()
         self._halted = asyncio.Event()
+        self._posted = asyncio.Event()
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        """Who waits for an answer, by ticket."""
 
     async def post(self, key: Key, reports: list[Json]) -> bool:
         """Hand in reports; the answer is whether to stop, as decided after reading them."""
-        async with self._changed:
-            self._messages.append(Message(key, reports))
-            ticket = self._taken + len(self._messages)
-            self._changed.notify_all()
-            await self._wait(lambda: self._answered >= ticket, ANSWER_WAIT)
+        self._messages.append(Message(key, reports))
+        self._posted.set()
+        answered = asyncio.get_running_loop().create_future()
+        self._waiting.append((self._taken + len(self._messages), answered))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(answered, ANSWER_WAIT)
         return key in self._stops
 
     async def watch(self, key: Key, moved: bool, notes: list[str], timeout: float) -> bool:
         """A sign of life, where the trial moved; the answer, late, is whether to save and stop."""
         if moved or notes:
-            async with self._changed:
-                self._messages.append(Message(key, notes=notes))
-                self._changed.notify_all()
+            self._messages.append(Message(key, notes=notes))
+            self._posted.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._halted.wait(), timeout)
         return self._halted.is_set()
@@ -72,22 +75,21 @@ class Mailbox:
 
     async def take(self, timeout: float) -> tuple[int, list[Message]]:
         """New messages, waiting for the first, and the ticket with which to answer them."""
-        async with self._changed:
-            await self._wait(lambda: bool(self._messages), timeout)
-            messages, self._messages = self._messages, []
-            self._taken += len(messages)
-            return self._taken, messages
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._posted.wait(), timeout)
+        self._posted.clear()
+        messages, self._messages = self._messages, []
+        self._taken += len(messages)
+        return self._taken, messages
 
     async def answer(self, ticket: int, stops: set[Key]) -> None:
         """The driver has decided about all messages up to this ticket."""
-        async with self._changed:
-            self._answered = max(self._answered, ticket)
-            self._stops |= stops
-            self._changed.notify_all()
-
-    async def _wait(self, until: Callable[[], bool], timeout: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait_for(until), timeout)
+        self._answered = max(self._answered, ticket)
+        self._stops |= stops
+        while self._waiting and self._waiting[0][0] <= self._answered:
+            answered = self._waiting.popleft()[1]
+            if not answered.done():
+                answered.set_result(None)
 
 
 class Reporter:

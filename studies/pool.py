@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,11 @@ from memarch.studies.workers import Job, Worker
 
 LEAK = 2**30
 """Bytes by which a worker may grow over its trials before another takes its place."""
+
+READ_INTERVAL = 1.0
+"""Seconds between looks at what the cluster has."""
+ROUNDING = 1e-9
+"""Fractions of GPUs do not add up exactly."""
 
 
 @dataclass(eq=False)
@@ -41,6 +48,9 @@ class Pool:
         self._functions = (trial_function, test_function)
         self._seats: list[Seat] = []
         self._jobs: dict[Any, Seat] = {}
+        self._used: Counter[str] = Counter()
+        self._total: dict[str, float] = {}
+        self._read_at = -READ_INTERVAL
 
     @property
     def refs(self) -> list[Any]:
@@ -51,11 +61,12 @@ class Pool:
         """Whether a trial of this size can start now. One always can when nothing runs."""
         if not self._jobs:
             return True
-        free = dict(ray.cluster_resources())
-        for seat in self._jobs.values():
-            for name, amount in seat.size.needs().items():
-                free[name] = free.get(name, 0) - amount
-        return all(free.get(name, 0) >= amount for name, amount in size.needs().items())
+        if time.monotonic() - self._read_at > READ_INTERVAL:  # a cluster may grow
+            self._total, self._read_at = ray.cluster_resources(), time.monotonic()
+        return all(
+            self._total.get(name, 0) - self._used[name] >= amount - ROUNDING
+            for name, amount in size.needs().items()
+        )
 
     def warm(self, size: Size, most: int | None) -> None:
         """Start all workers of this size, so that they import while the driver still prepares."""
@@ -69,10 +80,12 @@ class Pool:
         seat = self._idle(size)
         seat.job = replace(job, memory=int(size.memory))
         self._jobs[getattr(seat.actor, method).remote(seat.job)] = seat
+        self._used.update(size.needs())
 
     def finished(self, ref: Any) -> tuple[Key, Json]:
         """The attempt that this answer belongs to, and the answer: a failure if its worker died."""
         seat = self._jobs.pop(ref)
+        self._used.subtract(seat.size.needs())
         job, seat.job = seat.job, None
         assert job is not None
         key, first = (job.number, job.attempt), not seat.used
@@ -101,10 +114,12 @@ class Pool:
         for ref, seat in list(self._jobs.items()):
             if seat.job is not None and (seat.job.number, seat.job.attempt) == key:
                 del self._jobs[ref]
+                self._used.subtract(seat.size.needs())
                 self._dismiss(seat)
 
     def close(self) -> None:
         self._jobs.clear()
+        self._used.clear()
         for seat in list(self._seats):
             self._dismiss(seat)
 

@@ -66,7 +66,7 @@ class Worker:
         folder, key = Path(job.folder), (job.number, job.attempt)
         folder.mkdir(parents=True, exist_ok=True)
         about = {"attempt": job.attempt, "oom_kills": oom_kills()}
-        write_json(folder / "worker.json", this_process() | about)
+        write_json(folder / "worker.json", this_process() | about, sync=False)
         report = Reporter(key, folder, self._mailbox)
         self._set_threads()
         together = self._size.processes > 1  # then their leader gives the signs of life
