@@ -161,7 +161,7 @@ def ask(folder: str, sampler: str, counts: list[int], repeats: int = 5) -> Json:
         while len(study.get_trials(deepcopy=False)) < count:  # told, as if by a random search
             study.sampler = optuna.samplers.RandomSampler(seed=len(study.trials))
             trial = study.ask()
-            variant, draws = asking._coder.suggest(trial)
+            _, draws = asking._coder.suggest(trial)
             study.tell(trial, draws["lr"])
         for number in range(len(records), count):
             records[number] = {"number": number, "copy_of": None} | _row(number)
