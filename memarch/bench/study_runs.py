@@ -218,9 +218,12 @@ def workers(folder: str, count: int, seconds: float, every: float, trials: int) 
     from memarch.studies import driver, pool
 
     hosts: list[Any] = []
+    nothing: Any = None
 
     class SimulatedPool(pool.Pool):
         def warm(self, size: Any, most: int | None) -> None:
+            nonlocal nothing
+            nothing = ray.put(0)
             made = ray.remote(Host).options(num_cpus=0, max_concurrency=count)
             hosts.extend(made.remote(self._mailbox, seconds, every) for _ in range(4))
 
@@ -228,7 +231,7 @@ def workers(folder: str, count: int, seconds: float, every: float, trials: int) 
             return len(self._jobs) < count
 
         def _idle(self, size: Any) -> pool.Seat:
-            return pool.Seat(hosts[len(self._jobs) % len(hosts)], size)
+            return pool.Seat(hosts[len(self._jobs) % len(hosts)], size, nothing)
 
         def _dismiss(self, seat: pool.Seat) -> None:
             return None
