@@ -1,6 +1,7 @@
 """A driver in a process of its own on a cluster: python cluster_study.py ADDRESS FILE STORAGE.
 
-Further arguments are overrides; a trial function may come by `TRIAL=path.py:name`.
+Further arguments are overrides; a trial function may come by `TRIAL=path.py:name`, and
+Optuna's database by `DATABASE=postgresql://…`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if __name__ == "__main__":
         sys.argv[2],
         storage=sys.argv[3],
         address=sys.argv[1],
+        database=os.environ.get("DATABASE"),
         overrides=sys.argv[4:],
         on_event=show,
         trial_function=os.environ.get("TRIAL", f"{TRIALS}:run"),

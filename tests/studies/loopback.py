@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from contextlib import AbstractContextManager
 from typing import Any
@@ -27,6 +29,7 @@ class LoopbackCluster(AbstractContextManager["LoopbackCluster"]):
         self.environment = os.environ | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": uuid.uuid4().hex,
+            "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray-", dir="/tmp"),  # sockets have short names
         }
 
     def __enter__(self) -> LoopbackCluster:
@@ -53,6 +56,7 @@ class LoopbackCluster(AbstractContextManager["LoopbackCluster"]):
     def __exit__(self, *_: object) -> None:
         self._process.communicate("")
         self._process.wait(60)
+        shutil.rmtree(self.environment["RAY_TMPDIR"], ignore_errors=True)
 
 
 def main(nodes: list[Node]) -> None:
