@@ -20,7 +20,7 @@ import signal
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ from memarch.studies.places import Places
 from memarch.studies.policies import Policies
 from memarch.studies.pool import Pool
 from memarch.studies.provenance import write_origins
-from memarch.studies.pruning import Pruning
+from memarch.studies.pruning import make_pruning
 from memarch.studies.ranking import ranking
 from memarch.studies.resources import Size
 from memarch.studies.sampling import one_of_each
@@ -206,7 +206,7 @@ class _Driver:
         self.asking = Asking(folder, self.settings, spaces, self.judge)
         first = one_of_each(spaces, 0)[0]
         self.usual_size = Size.of(study_file.resolve(first.variant, first.draws).spec)
-        self.pruning = Pruning(*_pruner(self.settings, self.objective))
+        self.pruning = make_pruning(self.settings, self.objective)
         self.plugins = {
             Path(p).name: Path(p).read_text(encoding="utf-8") for p in study_file.plugins
         }
@@ -743,12 +743,3 @@ class _Driver:
 def _row(record: Json) -> Json:
     names = ("number", "variant", "state", "params", "metrics", "reason", "attempts", "failure")
     return {name: record.get(name) for name in names}
-
-
-def _pruner(settings: Json, objective: Mapping[str, str]) -> tuple[Json, str]:
-    """The pruner's settings, and the direction of its metric."""
-    pruner = dict(settings["pruner"])
-    metric = pruner["on"] = pruner.get("on") or next(iter(objective))
-    losses = ("loss", "perplexity", "bits_per_byte")
-    usual = "minimize" if metric.rpartition("/")[2] in losses else "maximize"
-    return pruner, objective.get(metric, usual)

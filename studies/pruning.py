@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 
 from memarch.components.errors import SpecError, did_you_mean
+from memarch.studies.domination import Domination
 
 PRUNERS = ("none", "median", "halving", "hyperband")
 WHOLE = 1000
@@ -97,3 +98,14 @@ class Pruning:
             return optuna.pruners.SuccessiveHalvingPruner(**settings)
         settings = {"reduction_factor": 2, "min_resource": first, "max_resource": WHOLE}
         return optuna.pruners.HyperbandPruner(**(settings | self._settings))
+
+
+def make_pruning(settings: Mapping[str, Any], objective: Mapping[str, str]) -> Pruning | Domination:
+    """What the study's `pruner` asks for; a metric's direction is the objective's or the usual."""
+    pruner = dict(settings["pruner"])
+    if pruner["type"] == "domination":
+        return Domination(pruner["after"], pruner["by"], objective)
+    metric = pruner["on"] = pruner.get("on") or next(iter(objective))
+    losses = ("loss", "perplexity", "bits_per_byte")
+    usual = "minimize" if metric.rpartition("/")[2] in losses else "maximize"
+    return Pruning(pruner, objective.get(metric, usual))

@@ -23,6 +23,7 @@ from memarch.arch.settings import parse
 from memarch.studies import checkpoints, costs, heartbeat, optimizers
 from memarch.studies.budget import Budget, Spent
 from memarch.studies.failures import NotFiniteError
+from memarch.studies.judging import FIXED_COSTS
 from memarch.studies.machine import reset_peak_memory, without_progress_bars
 from memarch.studies.points import (
     Evaluator,
@@ -116,6 +117,7 @@ class Session:
         self.loss_steps = 0
         self.optimizer: torch.optim.Optimizer | None = None
         self._costs: dict[str, dict[str, float]] = {}
+        self._told = False
         set_seed(seed_of(spec, "model"))
         task = make_task(spec["task"], spec["model"])
         self.model = self._initial_model(task)
@@ -368,7 +370,9 @@ class Session:
         progress.solved = progress.solved_in_a_row >= patience
 
     def _tell(self, metrics: dict[str, float]) -> None:
-        self.progress.metrics = metrics | self.training_metrics()
+        costs = {} if self._told else {k: v for k, v in self.costs().items() if k in FIXED_COSTS}
+        self._told = True
+        self.progress.metrics = metrics | costs | self.training_metrics()
         stop = self.team.ask(lambda: self.report(self.progress.spent.steps, self.progress.metrics))
         self.progress.pruned = bool(stop) and not self.progress.solved
 

@@ -26,6 +26,7 @@ from memarch.arch.settings import Hours, Seconds, join, parse, show
 from memarch.arch.spec import ModelSpec, Name, normalize_component
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.search_spaces.study_file import FindTrial, StudyFile
+from memarch.studies.domination import AT_THE_END
 from memarch.studies.policies import OnFailure
 from memarch.studies.resources import ResourceSettings
 from memarch.studies.search_settings import Racing, WarmStart, named_study, switched
@@ -169,8 +170,19 @@ class HyperbandPruner(_Pruner):
     """One trial in so many goes on."""
 
 
+class DominationPruner(Given):
+    """Stop what others of its variant beat in every objective, at the same share of the budget."""
+
+    type: Literal["domination"]
+    after: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """No trial stops before this share of its budget."""
+    by: Positive = 3
+    """So many other trials have to dominate it."""
+
+
 Pruner = Annotated[
-    NoPruner | MedianPruner | HalvingPruner | HyperbandPruner, Field(discriminator="type")
+    NoPruner | MedianPruner | HalvingPruner | HyperbandPruner | DominationPruner,
+    Field(discriminator="type"),
 ]
 
 
@@ -285,6 +297,14 @@ class StudySettings(Strict):
             _check_metric(name, join("constraints", name), "a constraint")
         if self.sampler.type == "cmaes" and len(self.objective) > 1:
             raise SpecError("cmaes takes one objective; use nsga2, tpe or gp", path="sampler")
+        if self.pruner.type == "domination":
+            for name in self.objective:
+                if name in AT_THE_END:
+                    raise SpecError(
+                        f"domination compares all objectives on the way, and {name} is known only "
+                        "at the end: take another pruner, or make it a constraint",
+                        path="pruner",
+                    )
         self._check_search()
         return self
 
