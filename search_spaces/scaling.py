@@ -65,7 +65,7 @@ def make_rule(settings: Json, spec: Json, raw: Json) -> Rule:
         changed = sizes.wider(width) if settings["rule"] != "depth" else {}
         if settings["rule"] != "width":
             changed |= sizes.deeper(depth)
-        if settings["lr"] != "keep":
+        if settings["rule"] != "depth" and settings["lr"] != "keep":
             changed |= _rates(spec["train"]["lr"], rate(width))
         return changed
 

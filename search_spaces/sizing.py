@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from memarch.search_spaces.document import Node, Origin, node_of
 from memarch.search_spaces.patches import nest
 from memarch.search_spaces.ranges import Solve
 from memarch.search_spaces.scaling import Rule, make_rule
-from memarch.search_spaces.solving import Found, Nearest, nearest
+from memarch.search_spaces.solving import Cost, Found, Nearest, nearest
 
 if TYPE_CHECKING:
     from memarch.search_spaces.study_file import StudyFile
@@ -183,11 +184,18 @@ class Sizing:
 
     def _at_level(self, variant: str, level: float) -> Sized | None:
         """The sizes with the other ranges at their first values, or at others where that fails."""
+        draws = self.corner(variant, level)
+        return None if draws is None else self._matched(variant, draws, (), level)
+
+    def corner(self, variant: str, level: float | None = None) -> Json | None:
+        """Values of the other ranges with which the level (of several) is reached."""
+        if self.match is None or not self.file.solves(variant):
+            return None
+        levels = self.match["levels"] if level is None else [level]
         for draws in self._corners(variant):
-            try:
-                return self._matched(variant, draws, (), level)
-            except UnreachableError:
-                continue
+            with suppress(UnreachableError):
+                self._matched(variant, draws, (), levels[0])
+                return draws
         return None
 
     def _corners(self, variant: str) -> list[Json]:
@@ -344,10 +352,7 @@ class Sizing:
             return self._cost(base, variant, draws, [*patches, *over], settings["cost"])
 
         level = settings["level"]
-        high = 1
-        while high < MOST_STEPS and ((value := cost({"step": high})) is None or value < level):
-            high *= 2
-        found = nearest({"step": rule.steps(high)}, cost, level)
+        found = nearest({"step": rule.steps(_reach(cost, level))}, cost, level)
         if found is not None:
             found = Nearest(*(self._named(rule, one) for one in _sides(found)))
         best = self._near_enough(found, level, settings, "scale")
@@ -369,9 +374,22 @@ class Sizing:
         return [nest(path, node_of(value, origin)) for path, value in rule.values(step).items()]
 
 
+def _reach(cost: Cost, level: float) -> int:
+    """A step at which the cost has reached the level, or no longer grows."""
+    step, before = 1, -1.0
+    while step < MOST_STEPS:
+        value = cost({"step": step})
+        if value is not None and (value >= level or value <= before):
+            return step
+        before = before if value is None else value
+        step *= 2
+    return step
+
+
 def _sides(found: Nearest) -> tuple[Found, Found | None, Found | None]:
     return found.best, found.below, found.above
 
 
 def _words(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.removeprefix('model.')} {value}" for name, value in values.items())
+    sizes = {name: value for name, value in values.items() if not name.startswith("train.")}
+    return ", ".join(f"{name.removeprefix('model.')} {value}" for name, value in sizes.items())

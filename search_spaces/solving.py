@@ -74,7 +74,7 @@ def nearest(ranges: Mapping[str, Sequence[Any]], cost: Cost, target: float) -> N
 
     def rank(place: tuple[int, ...]) -> tuple[float, float, tuple[int, ...]]:
         moved = sum(p / max(1, n - 1) for p, n in zip(place, lengths, strict=True))
-        return abs(found[place].cost - target), moved, place
+        return abs(found[place].cost - target), round(moved, 9), place
 
     def first(wanted: Callable[[float], bool]) -> Found | None:
         places = [place for place in found if wanted(found[place].cost)]

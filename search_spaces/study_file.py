@@ -16,6 +16,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ from memarch.search_spaces.first_points import first_points
 from memarch.search_spaces.patches import REPLACE, expand, merge, nest, parse_override
 from memarch.search_spaces.ranges import Choice, Range, Sample, Solve, as_written
 from memarch.search_spaces.resolution import DRAWN, SAMPLED, Mark, Path_, Resolver, refuse_ranges
-from memarch.search_spaces.sizing import LEVEL, Sized, Sizing
+from memarch.search_spaces.sizing import LEVEL, Sized, Sizing, UnreachableError
 
 _FRAME = ("vars", "variants", "ablation", "extends", "plugins")
 _VARIED = ("vars", "task", "model", "train", "eval", "resources")
@@ -257,16 +258,17 @@ class StudyFile:
         idle: dict[str, bool] = {}
         self._check_budget()
         for variant in self.variants:
-            first = self._first_draws(variant)
+            first = self.first_draws(variant)
             base = self.resolve(variant, first)
             if self.study.get("design") == "grid" or _type(self.study.get("sampler")) == "grid":
                 self._check_finite(variant)
             for name, known in self.space(variant).items():
                 others = [value for value in known.extremes() if value != first[name]]
-                found = [self._try(variant, first, name, value).hash for value in others]
+                found = [self._try(variant, first, name, value) for value in others]
                 idle[name] = idle.get(name, True) and all(one == base.hash for one in found)
             last = {name: known.extremes()[-1] for name, known in self.space(variant).items()}
-            self.resolve(variant, last)
+            with suppress(UnreachableError):
+                self.resolve(variant, last)
             same = hashes.setdefault(base.hash, variant)
             if same != variant:
                 what = "variants" if self.ablation is None else "settings"
@@ -319,9 +321,12 @@ class StudyFile:
             origin = next(found, Node({}, origin)).origin
         return origin.error(message, join("study", path))
 
-    def _try(self, variant: str, first: Mapping[str, Any], name: str, value: Any) -> Resolved:
+    def _try(self, variant: str, first: Mapping[str, Any], name: str, value: Any) -> str:
+        """The hash with another value; empty where that is out of reach of its level of size."""
         try:
-            return self.resolve(variant, {**first, name: value})
+            return self.resolve(variant, {**first, name: value}).hash
+        except UnreachableError:
+            return ""
         except SpecError as error:
             message = f"{error.message.removesuffix(DRAWN)} (with {name}={show(value)})"
             raise SpecError(message, path=error.path, file=error.file, line=error.line) from None
@@ -342,7 +347,7 @@ class StudyFile:
         used = {
             name
             for variant in self.variants
-            for name in self.resolve(variant, self._first_draws(variant)).spec["vars"]
+            for name in self.resolve(variant, self.first_draws(variant)).spec["vars"]
         }
         return [f"vars.{name} is not used by any variant" for name in names if name not in used]
 
@@ -392,8 +397,13 @@ class StudyFile:
             )
         return names
 
-    def _first_draws(self, variant: str) -> dict[str, Any]:
-        return {name: known.extremes()[0] for name, known in self.space(variant).items()}
+    def first_draws(self, variant: str) -> dict[str, Any]:
+        """The first value of every range, and a level that is reached with them."""
+        first = self.first_ranges(variant)
+        if LEVEL not in self.space(variant):
+            return self.sizing.corner(variant) or first
+        level = self.space(variant)[LEVEL].extremes()[0]
+        return {LEVEL: level} | (self.sizing.corner(variant, level) or first)
 
     # What sizes are solved from
 

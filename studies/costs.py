@@ -147,6 +147,8 @@ def _kinds(settings: Any) -> Any:
     """Settings with the types of their numbers in place of these."""
     if isinstance(settings, Mapping):
         return {name: _kinds(value) for name, value in settings.items()}
+    if isinstance(settings, list):
+        return [_kinds(value) for value in settings[:1]]
     return type(settings).__name__ if isinstance(settings, int | float) else settings
 
 

@@ -50,7 +50,6 @@ from memarch.studies.provenance import write_origins
 from memarch.studies.pruning import make_pruning
 from memarch.studies.ranking import ranking
 from memarch.studies.resources import Size
-from memarch.studies.sampling import one_of_each
 from memarch.studies.snapshot import read_snapshot, write_snapshot
 from memarch.studies.stopping import FINISH, GO_ON, HALT, Stopping
 from memarch.studies.store import (
@@ -204,8 +203,8 @@ class _Driver:
         self.stopping = Stopping()
         spaces = {variant: study_file.space(variant) for variant in study_file.variants}
         self.asking = Asking(folder, self.settings, spaces, self.judge)
-        first = one_of_each(spaces, 0)[0]
-        self.usual_size = Size.of(study_file.resolve(first.variant, first.draws).spec)
+        first = study_file.variants[0]
+        self.usual_size = Size.of(study_file.resolve(first, study_file.first_draws(first)).spec)
         self.pruning = make_pruning(self.settings, self.objective)
         self.plugins = {
             Path(p).name: Path(p).read_text(encoding="utf-8") for p in study_file.plugins

@@ -19,6 +19,7 @@ import torch
 
 from memarch.arch.build import build_model
 from memarch.search_spaces.ranges import Range, described
+from memarch.search_spaces.sizing import UnreachableError
 from memarch.studies.budget import Budget
 from memarch.studies.costs import measured
 from memarch.studies.machine import peak_memory_bytes, reset_peak_memory
@@ -65,7 +66,10 @@ def plan_study(study: StudyFile, *, run: bool = True, note: Note = lambda text: 
         pair = []
         for end in (smallest, largest):
             draws = {name: end(known) for name, known in space.items()}
-            resolved = study.resolve(variant, draws)
+            try:
+                resolved = study.resolve(variant, draws)
+            except UnreachableError:  # of its level of size
+                resolved = study.resolve(variant, study.first_draws(variant))
             key = canonical([resolved.spec[part] for part in ("task", "model")])
             if key not in built:
                 built[key] = figures(resolved.spec)
