@@ -20,7 +20,12 @@ import click
 from memarch.components.errors import SpecError
 from memarch.output import StoppedError, WorkFailedError, document_only, emit, log
 
-QUIET = {"TQDM_DISABLE": "1", "MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_DISABLE_TELEMETRY": "true"}
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 """What keeps libraries from writing between our lines."""
 
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w./\-\[\]]*=")
