@@ -64,8 +64,10 @@ def real_state(spec: dict[str, Any]) -> int:
 def test_each_level_is_solved_for_each_variant(load: Load) -> None:
     study = load()
     assert study.validate() == [
-        "armt is left out where cost/state_floats = 32 is not reached within 10 %: "
-        "the nearest is 68 (d_mem 1)"
+        (
+            "armt is left out where cost/state_floats = 32 is not reached within 10 %: "
+            "the nearest is 68 (d_mem 1)"
+        )
     ]
     assert {name: list(study.space(name)) for name in study.variants} == {
         "none": [],
