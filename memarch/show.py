@@ -186,6 +186,7 @@ def leaderboard(document: board.Document) -> RenderableType:
     if floors:
         listed = ", ".join(f"{name} {value:.3f}" for name, value in sorted(floors.items()))
         notes.append(f"floors of {main}: {listed}; below the higher one nothing is recalled")
+    notes += board.left_out(document)
     if not rows:
         notes.append("no trial has finished yet")
     return Group(made, *(Text(note, style="dim") for note in notes))

@@ -172,6 +172,7 @@ def _begin(folder: StudyFolder, study_file: StudyFile, info: Json) -> None:
             "objective": study["objective"],
             "design": study["design"],
             "ablation": study_file.ablation.about() if study_file.ablation else None,
+            "sizes": study_file.sizing.rows,
             "created": time.time(),
             "elapsed": 0.0,
             "counts": {},

@@ -47,6 +47,8 @@ class Judge:
         if state != "complete":
             return Verdict(state, reason)
         for name in [*self.objective, *self.constraints]:
+            if name not in metrics and name == "cost/break_even_queries":
+                return Verdict("infeasible", "no number of queries is cheaper than attending")
             if name not in metrics:
                 known = ", ".join(sorted(metrics))
                 return Verdict("failed", f"no metric {name!r}; there are: {known}", "error")

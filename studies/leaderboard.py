@@ -19,13 +19,15 @@ COPY = "equal to trial "
 """How the reason of a trial begins that was not run, because an earlier one is the same."""
 
 COSTS = {
-    "match/residual": "off its level",
     "cost/state_bytes": "state",
     "cost/parameters": "parameters",
     "cost/flops_per_token": "FLOPs/token",
     "cost/wall_seconds": "time",
 }
 """The costs in a leaderboard, and their headings."""
+
+MATCHED = {"match/residual": "off its level"}
+"""How far a trial is from the size that it was to have, in studies of equal size."""
 
 
 def objectives(document: Document) -> dict[str, str]:
@@ -201,6 +203,15 @@ def figure(trial: Trial, metric: str, *, digits: int = 4) -> str:
     return f"{value:.{digits}f}"
 
 
+def left_out(document: Document) -> list[str]:
+    """Levels of size that a variant does not reach, with the reasons, a sentence each."""
+    return [
+        f"{row['variant'] or 'the model'} is left out where {row['reason']}"
+        for row in document.get("sizes") or []
+        if "reason" in row
+    ]
+
+
 def is_cost(metric: str) -> bool:
     """Whether a metric says what a trial took, not how well it did."""
     return metric.startswith("cost/")
@@ -209,11 +220,12 @@ def is_cost(metric: str) -> bool:
 def columns(document: Document, trials: Sequence[Trial]) -> tuple[list[str], dict[str, str]]:
     """A leaderboard's scores, and its costs with their headings: objectives, each of them once."""
     goals = list(objectives(document))
-    known = [name for name in COSTS if any(score(trial, name) is not None for trial in trials)]
+    headings = MATCHED | COSTS
+    known = [name for name in headings if any(score(trial, name) is not None for trial in trials)]
     costs = dict.fromkeys([*known, *(goal for goal in goals if is_cost(goal))])
     return (
         [goal for goal in goals if not is_cost(goal)],
-        {name: COSTS.get(name, name.removeprefix("cost/")) for name in costs},
+        {name: headings.get(name, name.removeprefix("cost/")) for name in costs},
     )
 
 

@@ -130,6 +130,7 @@ def _sections(records: Records) -> Iterator[tuple[str, str, str]]:
     yield "Score against cost", _FRONT, _tabs(fronts)
     yield "Ablation", "", _ablation(records)
     yield "Leaderboard", "", tables.leaderboard(records)
+    yield "Sizes", _SIZES, tables.sizes(records)
     yield "Test scores of the finalists", _TEST, tables.tests(records)
     bars = [
         (goal, _multiples(importance_bars(records, importances(records, goal))))
@@ -176,6 +177,10 @@ _IMPORTANCE = (
 _SLICES = "Every complete trial; lines join the medians of a variant."
 _MAPS = "Median {} of the trials in each cell; empty cells were not tried."
 _CURVES = "{} over training; the variant's best trial is drawn strong, floors are dashed."
+_SIZES = (
+    "What was solved for, so that the models cost the same: the values that come nearest to each "
+    "level, what was measured with them, and how far that is off."
+)
 _COSTS = (
     f"Of the best {tables.DEAREST} trials at most. Parameters, state and FLOPs are counted on the "
     "model that ran. FLOPs are of the forward pass, per input token. Click a heading to sort."

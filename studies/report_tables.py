@@ -131,6 +131,25 @@ def costs(records: Records) -> str:
     return table(head, body, right=head[2:])
 
 
+def sizes(records: Records) -> str:
+    """What was solved for each level of size, and what is left out of the comparison."""
+    rows = records.document.get("sizes") or []
+    body = []
+    for one in rows:
+        cells = [cell(one["variant"] or "model", class_="strong")]
+        cells += [cell(one["cost"]), cell(f"{one['level']:.12g}", one["level"], "num")]
+        if "reason" in one:
+            cells += [cell(f"left out: {one['reason']}"), cell("-"), cell("-")]
+        else:
+            values = ", ".join(f"{n} {board.number(v)}" for n, v in one["values"].items())
+            off = 100 * one["residual"]
+            cells += [cell(values), cell(f"{one['value']:.12g}", one["value"], "num")]
+            cells.append(cell(f"{off:+.2g} %", off, "num"))
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    head = ["variant", "cost", "level", "values", "measured", "off"]
+    return table(head, body, right=["level", "measured", "off"]) if rows else ""
+
+
 def tests(records: Records) -> str:
     """Scores on the test split, of those that have some."""
     tested = [trial for trial in records.ranked if _tested(trial)]

@@ -264,6 +264,7 @@ def show_study(name: str, storage: str | Path | None = None) -> Json:
         "design": info.get("design"),
         "objective": info["objective"],
         "ablation": info.get("ablation"),
+        "sizes": info.get("sizes") or [],
         "trials": rows,
         "best": info.get("best", []),
     }
