@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,21 @@ def study(document: board.Document, *, seeds: bool = False) -> None:
         out.print(made)
 
 
+def _beside(document: board.Document) -> list[str]:
+    """What a search did besides running trials, a line each."""
+    lines = [
+        f"racing: trial {row['trials'][0]:03d}'s point had {len(row['trials'])} of {row['seeds']} "
+        f"seeds; {row['reason']}"
+        for row in document.get("racing", [])
+    ]
+    earlier = Counter(row["study"] for row in document.get("warm_start", []))
+    lines += [
+        f"warm start: the sampler knew {count} trials of study {name!r}"
+        for name, count in earlier.items()
+    ]
+    return lines
+
+
 def leaderboard(document: board.Document) -> RenderableType:
     """Trials, best first, beside the floors and the costs."""
     main, _ = board.main_objective(document)
@@ -189,6 +205,7 @@ def leaderboard(document: board.Document) -> RenderableType:
     notes += board.left_out(document)
     if not rows:
         notes.append("no trial has finished yet")
+    notes += _beside(document)
     return Group(made, *(Text(note, style="dim") for note in notes))
 
 

@@ -19,7 +19,7 @@ from memarch.studies.database import open_database
 from memarch.studies.judging import Judge
 from memarch.studies.ledger import Ledger
 from memarch.studies.racing import Race
-from memarch.studies.sampling import Coder, Draws, Point, Space, make_sampler
+from memarch.studies.sampling import Coder, Draws, Point, Space, make_sampler, told_as
 from memarch.studies.store import Json, StudyFolder
 from memarch.studies.tally import Tally
 from memarch.studies.turns import Turns
@@ -144,28 +144,22 @@ class Asking:
         return self._drawn(optuna.Trial(self._study, frozen._trial_id))
 
     def tell(self, trial: optuna.Trial, record: Json, share: float | None) -> None:
-        """How the trial ended. Only what ran to its end has a score.
-
-        Infeasible points are told as pruned, with their violations: failed ones would be invisible
-        to the sampler, which would go on drawing beside them.
-        """
+        """How the trial ended. Only what ran to its end has a score."""
         assert self._ledger is not None
-        metrics, state = record["metrics"], record["state"]
+        metrics = record["metrics"]
         told = {k: record[k] for k in ("state", "reason", "seed", "hash")}
         names = list(self._judge.objective)
+        kind = self._settings["sampler"]["type"]
+        values, state = told_as(kind, record["state"], [metrics.get(name) for name in names])
         with self._ledger.change() as study:
             trial.set_user_attr("memarch", told)
             for name, value in self._judge.told(record).items():
                 trial.set_constraint(name, value)
-            if state == "complete":
-                study.tell(trial, [metrics[name] for name in names])
-            elif state == "failed":
-                study.tell(trial, state=TrialState.FAIL)
-            else:
-                # TPE ranks what was stopped early by its last value, where there is one objective.
-                if len(names) == 1 and metrics.get(names[0]) is not None:
-                    trial.report(metrics[names[0]], round(1000 * (share or 0)))
-                study.tell(trial, state=TrialState.PRUNED)
+            # TPE ranks what was stopped early by its last value, where there is one objective.
+            last = metrics.get(names[0]) if len(names) == 1 else None
+            if state == TrialState.PRUNED and last is not None:
+                trial.report(last, round(1000 * (share or 0)))
+            study.tell(trial, values, state=state)
 
     def _drawn(self, trial: optuna.Trial) -> Asked:
         variant, draws = self._coder.suggest(trial)

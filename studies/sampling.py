@@ -26,6 +26,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
 
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.search_spaces.ranges import Choice, Float, Int, Range, Subset
@@ -108,6 +109,22 @@ def make_sampler(
     raise SpecError(
         f"unknown sampler {kind!r}; {did_you_mean(kind, SAMPLERS)}", path="study.sampler"
     )
+
+
+def told_as(
+    kind: str, state: str, values: Sequence[float | None]
+) -> tuple[list[float] | None, TrialState]:
+    """How Optuna is told of a finished trial: its values, where it has any, and its state.
+
+    Infeasible points are told as pruned, with their violations: failed ones would be invisible to
+    the sampler, which would go on drawing beside them. A Gaussian process knows complete trials
+    only, so there they are complete where they have all values.
+    """
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    whole = len(known) == len(values)
+    if state == "complete" or (state == "infeasible" and kind == "gp" and whole):
+        return known, TrialState.COMPLETE
+    return None, TrialState.FAIL if state == "failed" else TrialState.PRUNED
 
 
 class Coder:

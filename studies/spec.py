@@ -297,6 +297,8 @@ class StudySettings(Strict):
             _check_metric(name, join("constraints", name), "a constraint")
         if self.sampler.type == "cmaes" and len(self.objective) > 1:
             raise SpecError("cmaes takes one objective; use nsga2, tpe or gp", path="sampler")
+        if self.sampler.type == "cmaes" and self.constraints:
+            raise SpecError("cmaes knows no constraints; use tpe, nsga2 or gp", path="sampler")
         if self.pruner.type == "domination":
             for name in self.objective:
                 if name in AT_THE_END:

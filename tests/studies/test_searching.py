@@ -179,6 +179,30 @@ def test_a_race_cut_off_and_resumed_runs_what_an_uninterrupted_one_would(shared,
     assert [t["metrics"] for t in resumed.trials] == [t["metrics"] for t in whole.trials]
 
 
+def test_a_trial_stops_that_others_beat_in_every_objective(shared, tmp_path):
+    file = write_study(
+        tmp_path,
+        name="dominated",
+        design="grid",
+        variants={"rmt": {"model.memory.main": {"type": "rmt", "num_tokens": 2}}},
+        objective="{eval/kv/exact_match: maximize, cost/state_bytes: minimize}",
+        pruner="{type: domination, after: 20%, by: 1}",
+        question={"reports": 6, "seconds": 2.4},
+        lr="{choice: [0.003, 0.1]}",
+        budget="{}",
+    )
+    result = run(file, shared, overrides=["vars.segment_length={choice: [64, 32]}"])
+    states = {(t["params"]["segment_length"], t["params"]["lr"]): t["state"] for t in result.trials}
+    assert states == {
+        (64, 0.003): "complete",
+        (64, 0.1): "pruned",
+        (32, 0.003): "complete",
+        (32, 0.1): "pruned",
+    }
+    last = [trial.last_step for trial in trials_in_optuna(shared, "dominated")]
+    assert last == [None] * 4  # Optuna has no report of its own
+
+
 def test_equal_specs_are_run_again_where_that_is_asked_for(shared, tmp_path):
     same = {"model.memory": {}, "model.segment_length": 16}
     file = write_study(
