@@ -442,6 +442,7 @@ def study_run(
 
 @study.command(name="resume")
 @click.argument("name")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
 @set_option
 @storage_option
 @click.option("--address", help="A Ray cluster: `auto` or ray://host:10001. Default: this machine.")
@@ -449,18 +450,27 @@ def study_run(
 @artifacts_option
 @json_option
 def study_resume(
-    name: str, overrides: tuple[str, ...], storage: Path, as_json: bool, **where: str | None
+    name: str,
+    file: Path | None,
+    overrides: tuple[str, ...],
+    storage: Path,
+    as_json: bool,
+    **where: str | None,
 ) -> None:
     """Go on with a study that was interrupted: finished trials stay, the rest is run.
+
+    With FILE the study goes on under the changed file: what differs is shown, and what would make
+    its finished trials incomparable is refused.
 
     \b
     memarch study resume my_study
     memarch study resume my_study --set study.budget.trials=48
+    memarch study resume my_study my_study.yaml
     """
     from memarch import follow
 
     with document_only(as_json):
-        document = follow.resume(name, storage, overrides, **where)
+        document = follow.resume(name, storage, overrides, file=file, **where)
     _study_end(document, storage, as_json)
 
 
@@ -747,6 +757,8 @@ def _study_end(document: dict[str, Any], storage: Path, as_json: bool) -> None:
         option = "" if storage == Path("runs").absolute() else f" --storage {storage}"
         again = f"memarch study resume {document['name']}{option}"
         raise StoppedError(f"interrupted; `{again}` goes on")
+    if document["state"] == "failed":
+        raise WorkFailedError(f"{document.get('reason')}; `memarch study resume` goes on")
     trials: Iterable[dict[str, Any]] = document["trials"]
     if not any(trial["state"] == "complete" for trial in trials):
         raise WorkFailedError("no trial completed; `memarch study show` has the reasons")

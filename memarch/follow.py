@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memarch.inputs import open_study
+from memarch.output import WorkFailedError
 from memarch.studies import events
 from memarch.studies import leaderboard as board
 from memarch.studies.store import StudyFolder
@@ -55,6 +56,9 @@ def run(
 
 def resume(name: str, storage: Path, overrides: Sequence[str], **where: Any) -> dict[str, Any]:
     """Go on with a study, by `resume_study`'s other arguments; the study's document."""
+    if where.get("file") is not None:  # a mistake is told before all the imports
+        open_study(where["file"], overrides, storage).validate()
+
     from memarch.studies.driver import resume_study
 
     return _followed(
@@ -68,11 +72,15 @@ def resume(name: str, storage: Path, overrides: Sequence[str], **where: Any) -> 
 def _followed(
     work: Callable[[Callable[[events.Event], None]], events.StudyResult], storage: Path
 ) -> dict[str, Any]:
+    from memarch.studies.failures import StudyStoppedError
     from memarch.studies.store import show_study
 
     console = Console(stderr=True)
     with _display(console) as display:
-        result = work(_without_farewell(display))
+        try:
+            result = work(_without_farewell(display))
+        except StudyStoppedError as error:
+            raise WorkFailedError(str(error)) from error
     return show_study(result.name, storage)
 
 

@@ -29,8 +29,19 @@ from memarch.studies.warm_start import choose as choose_warm_start
 SEED = "memarch.seed"
 """The model seed of a trial, where it is not the study's first."""
 
+TOLD = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "infeasible": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+"""What a trial in a final state is to Optuna."""
+
 REPEATS = 20
 """A search that drew so many known points in a row has seen its space."""
+
+MOST_INFEASIBLE = 200
+"""A search that drew so many points in a row that break its constraints finds no others."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,9 @@ class Asking:
             return False
         if self._turns.next(records) is None:
             return False
-        return self._turns.planned is not None or tally.copies_in_a_row < REPEATS
+        if self._turns.planned is not None:
+            return True
+        return tally.copies_in_a_row < REPEATS and tally.spared_in_a_row < MOST_INFEASIBLE
 
     def ask(self) -> Asked:
         """The next trial."""
@@ -160,6 +173,22 @@ class Asking:
             if state == TrialState.PRUNED and last is not None:
                 trial.report(last, round(1000 * (share or 0)))
             study.tell(trial, values, state=state)
+
+    def disagreements(self, records: Mapping[int, Json]) -> list[str]:
+        """Finished trials that are something else in Optuna, which cannot change any more."""
+        trials = {trial.number: trial for trial in self._study.get_trials(deepcopy=False)}
+        lines = []
+        for number, record in records.items():
+            trial = trials.get(number)
+            if trial is None or not trial.state.is_finished():
+                continue
+            expected = TOLD.get(record["state"])
+            if trial.state != expected:
+                lines.append(
+                    f"trial {number} is {record['state']}, and Optuna has it as "
+                    f"{trial.state.name.lower()}, for good: the record counts"
+                )
+        return lines
 
     def _drawn(self, trial: optuna.Trial) -> Asked:
         variant, draws = self._coder.suggest(trial)

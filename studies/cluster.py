@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Any
 
 import ray
 
@@ -17,6 +18,12 @@ def _use_token() -> None:
         from ray._private.authentication import authentication_token_setup as setup
 
         setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def beside_the_driver() -> Any:
+    """Where actors are placed that end with the driver, and not before."""
+    here = ray.get_runtime_context().get_node_id()
+    return ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
 
 
 def start_ray(address: str | None, runtime_env: Json | None = None) -> bool:

@@ -71,7 +71,8 @@ def study_differences(old: StudyFile, new: StudyFile) -> list[Difference]:
             found.append(Difference(f"variants.{name}", None, {}, "old"))
     shared = [name for name in old.variants if name in new.variants]
     by_variant = {
-        name: list(differences(_variant(old, name), _variant(new, name))) for name in shared
+        name: list(differences(variant_settings(old, name), variant_settings(new, name)))
+        for name in shared
     }
     everywhere = [
         one for one in (by_variant[shared[0]] if shared else []) if _in_all(one, by_variant)
@@ -89,7 +90,7 @@ def _in_all(one: Difference, by_variant: Mapping[str, Sequence[Difference]]) -> 
     return all(one in rows for rows in by_variant.values())
 
 
-def _variant(file: StudyFile, name: str) -> Json:
+def variant_settings(file: StudyFile, name: str) -> Json:
     """A variant as it is resolved, what is searched as ranges in place of values."""
     space = file.space(name)
     first = {parameter: range_.extremes()[0] for parameter, range_ in space.items()}

@@ -29,12 +29,12 @@ import optuna
 import ray
 
 from memarch.components.errors import SpecError
-from memarch.search_spaces.ranges import as_written
 from memarch.studies import events
 from memarch.studies.asking import Asked, Asking
 from memarch.studies.cluster import start_ray
 from memarch.studies.events import Event, StudyResult
 from memarch.studies.failures import DISK_FULL, StudyStoppedError, failed, is_disk_full
+from memarch.studies.feasibility import Feasibility
 from memarch.studies.finalists import Finalists
 from memarch.studies.judging import Judge, Verdict, share_of_budget
 from memarch.studies.leaderboard import COPY
@@ -49,6 +49,7 @@ from memarch.studies.pool import Pool
 from memarch.studies.provenance import write_origins
 from memarch.studies.pruning import make_pruning
 from memarch.studies.ranking import ranking
+from memarch.studies.redefining import keep, redefine, write_definition
 from memarch.studies.resources import Size
 from memarch.studies.snapshot import read_snapshot, write_snapshot
 from memarch.studies.stopping import FINISH, GO_ON, HALT, Stopping
@@ -74,6 +75,7 @@ __all__ = ["list_studies", "resume_study", "run_study", "show_study"]
 
 TRIAL_FUNCTION = "memarch.studies.trial:run_trial"
 TEST_FUNCTION = "memarch.studies.trial:test_trial"
+COST_FUNCTION = "memarch.studies.feasibility:costs_of"
 
 GRACE = 10.0
 """Seconds that a trial has to return after it was told to stop."""
@@ -96,6 +98,7 @@ def run_study(
     on_event: OnEvent | None = None,
     trial_function: str = TRIAL_FUNCTION,
     test_function: str = TEST_FUNCTION,
+    cost_function: str = COST_FUNCTION,
 ) -> StudyResult:
     """Run the study of a YAML file to its end, or until Ctrl-C; `name` overrides the file's."""
     from memarch.studies.spec import load_study
@@ -119,6 +122,7 @@ def run_study(
             "overrides": list(overrides),
             "trial_function": trial_function,
             "test_function": test_function,
+            "cost_function": cost_function,
         } | places.written()
         _begin(folder, study_file, info)
         try:
@@ -132,6 +136,7 @@ def run_study(
 def resume_study(
     name: str,
     *,
+    file: str | Path | None = None,
     storage: str | Path | None = None,
     overrides: Sequence[str] = (),
     address: str | None = None,
@@ -139,14 +144,20 @@ def resume_study(
     artifacts: str | None = None,
     on_event: OnEvent | None = None,
 ) -> StudyResult:
-    """Go on with a study by name. `overrides` may raise its budget: `study.budget.trials=48`."""
-    folder = find_study(storage, name)
+    """Go on with a study by name, under its file as it was, or under a changed one.
+
+    `overrides` may raise its budget: `study.budget.trials=48`.
+    """
+    folder, changed = find_study(storage, name), None if file is None else Path(file)
     with lease(folder.path):
         info = folder.info
-        info["overrides"] = [*info["overrides"], *overrides]
-        study_file = read_snapshot(folder.path, info["overrides"])
-        notes = study_file.validate()
+        study_file, changes = redefine(folder, info, changed, overrides)
+        before = [] if changed else info["overrides"]
+        info["overrides"] = [*before, *overrides]
+        notes = [*study_file.validate(), *changes]
         places = Places.choose(folder.storage, database, artifacts, info)
+        if changed or overrides:
+            keep(folder, info, changed, study_file)
         folder.write_info(info | places.written())
         return _Driver(folder, places, address, on_event).run(notes)
 
@@ -160,10 +171,7 @@ def _begin(folder: StudyFolder, study_file: StudyFile, info: Json) -> None:
     study = study_file.study
     shutil.copyfile(info["file"], folder.path / "study.yaml")
     write_snapshot(study_file, folder.path)
-    spaces = {
-        v: {n: as_written(r) for n, r in study_file.space(v).items()} for v in study_file.variants
-    }
-    write_json(folder.path / "resolved.json", {"study": study, "ranges": spaces})
+    write_definition(folder, study_file)
     folder.write_info(
         {
             "name": folder.name,
@@ -202,6 +210,7 @@ class _Driver:
         self.judge = Judge(self.settings)
         self.policies = Policies(self.settings)
         self.stopping = Stopping()
+        self.mended: list[str] = []
         spaces = {variant: study_file.space(variant) for variant in study_file.variants}
         self.asking = Asking(folder, self.settings, spaces, self.judge)
         first = study_file.variants[0]
@@ -210,7 +219,11 @@ class _Driver:
         self.plugins = {
             Path(p).name: Path(p).read_text(encoding="utf-8") for p in study_file.plugins
         }
+        weigh = self.info.get("cost_function", COST_FUNCTION)
+        self.feasibility = Feasibility(self.judge, weigh, self.plugins)
         self.records = folder.records()
+        for record in self.records.values():  # of an earlier version
+            record.setdefault("failures", {})
         self.waiting: deque[LiveTrial] = deque()
         self.running: dict[int, LiveTrial] = {}
         self.copies: dict[int, list[LiveTrial]] = {}
@@ -290,6 +303,7 @@ class _Driver:
     def _close_pool(self) -> None:
         self._stop_running()
         if self.pool is not None:
+            self.feasibility.close()
             self.pool.close()
             ray.kill(self.mailbox)
             if self.ray_is_ours:
@@ -305,6 +319,7 @@ class _Driver:
                 self._replay(record)
         for frozen in unfinished:
             self._recover(frozen)
+        self._report_mending()
 
     def _loop(self) -> None:
         told = GO_ON
@@ -439,11 +454,23 @@ class _Driver:
         self._write(trial)
         if known is None:
             self.by_hash[resolved.hash, seed] = number
-            self.waiting.append(trial)
+            self._weigh(trial)
         elif self.records[known]["state"] in FINISHED:
             self._copy(trial)
         else:
             self.copies.setdefault(known, []).append(trial)
+
+    def _weigh(self, trial: LiveTrial) -> None:
+        """Let it wait for a worker, unless its model breaks a constraint as it stands."""
+        answer = self.feasibility.ask(trial.spec)
+        while answer is not None and not ray.wait([answer], timeout=0)[0]:
+            self._step(answer)
+        verdict, costs = self.feasibility.verdict(trial.spec, answer)
+        if verdict is None:
+            self.waiting.append(trial)
+        else:
+            trial.metrics = costs
+            self._end_trial(trial, verdict)
 
     def _resolve(self, variant: str, draws: Json, seed: int) -> Resolved:
         resolved = self.file.resolve(variant, draws)
@@ -654,28 +681,39 @@ class _Driver:
 
     def _recover(self, frozen: optuna.trial.FrozenTrial) -> None:
         """A trial that Optuna thinks is running, of a driver that is gone."""
-        record, asked = self.records.get(frozen.number), self.asking.revive(frozen)
+        number, record = frozen.number, self.records.get(frozen.number)
+        asked = self.asking.revive(frozen)
         if record is None:  # the driver died between asking and writing
+            self.mended.append(f"trial {number} was drawn and not recorded: it runs now")
             self._admit(asked)
             return
-        folder = self.folder.trial(frozen.number)
+        folder = self.folder.trial(number)
         trained = (folder.path / "trained.json").exists()
         trial = LiveTrial(record, asked.trial, folder.spec or {}, evaluating=trained)
         end_orphan(folder.path)
-        result = self.folder.trial(frozen.number).result
+        result, original = folder.result, record["copy_of"]
         if record["state"] in FINISHED:
+            self.mended.append(f"trial {number} is {record['state']}, and Optuna had it running")
             self._tell(trial)
-        elif record["copy_of"] is not None:
-            if self.records[record["copy_of"]]["state"] in FINISHED:
-                self._copy(trial)
-            else:
-                self.copies.setdefault(record["copy_of"], []).append(trial)
+        elif original is not None and self.records[original]["state"] in FINISHED:
+            self._copy(trial)
+        elif original is not None:
+            self.copies.setdefault(original, []).append(trial)
         elif result is not None:
+            self.mended.append(f"trial {number} had ended, and was not recorded")
+            trial.attempt = record["attempts"]
             self._finish(trial, result)
             self._replay(record)
         else:
+            if record["attempts"]:
+                self.mended.append(f"trial {number} was cut off: it goes on from its checkpoint")
             self._replay(record)
             self.waiting.append(trial)
+
+    def _report_mending(self) -> None:
+        told = self.asking.disagreements(self.records)
+        for line in [*self.mended, *told]:
+            self.on_event(events.Notice(f"resumed: {line}"))
 
     def _replay(self, record: Json) -> None:
         """Show the pruners what a trial reported in an earlier session."""

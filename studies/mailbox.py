@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 
+from memarch.studies.cluster import beside_the_driver
 from memarch.studies.heartbeat import beat
 from memarch.studies.store import Json, plain
 
@@ -125,7 +126,6 @@ class Reporter:
 
 def open_mailbox() -> Any:
     """A mailbox on the driver's own machine: it is gone when the driver is, and not before."""
-    here = ray.get_runtime_context().get_node_id()
-    place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+    place = beside_the_driver()
     options = {"num_cpus": 0, "max_concurrency": 10_000, "scheduling_strategy": place}
     return ray.remote(Mailbox).options(**options).remote()

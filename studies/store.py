@@ -268,6 +268,8 @@ def show_study(name: str, storage: str | Path | None = None) -> Json:
         "trials": rows,
         "best": info.get("best", []),
     }
+    if info.get("reason"):
+        shown["reason"] = info["reason"]
     return shown | _beside_trials(folder.path)
 
 

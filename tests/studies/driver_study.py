@@ -24,6 +24,8 @@ study:
   constraints: {constraints}
   finalists: {finalists}
   trial_time_limit: {trial_time_limit}
+  stall_limit: {stall_limit}
+  on_failure: {on_failure}
 vars: {{segment_length: {{choice: [16, 32, 64]}}, lr: {lr}}}
 variants: {variants}
 plugins: {plugins}
@@ -33,7 +35,7 @@ model:
   segment_length: $segment_length
 train: {{budget: {{steps: 100}}, lr: $lr}}
 eval: {{kv: {{task: same}}}}
-resources: {{cpus: {cpus}}}
+resources: {{cpus: {cpus}, memory: {memory}}}
 """
 
 VARIANTS = {
@@ -54,6 +56,9 @@ DEFAULTS: dict[str, Any] = {
     "constraints": "{}",
     "finalists": 0,
     "trial_time_limit": "null",
+    "stall_limit": "null",
+    "on_failure": "{}",
+    "memory": "null",
     "lr": "{float: [1e-4, 1e-1], log: true}",
     "cpus": 2,
     "variants": VARIANTS,
@@ -77,18 +82,23 @@ def run(file: Path, storage: Path, **arguments: Any) -> StudyResult:
         storage=storage,
         trial_function=f"{TRIALS}:run",
         test_function=f"{TRIALS}:test",
+        cost_function=f"{TRIALS}:cost",
         **arguments,
     )
 
 
-if __name__ == "__main__":  # a driver in a process of its own: python driver_study.py FILE STORAGE
+if __name__ == "__main__":
+    # A driver in a process of its own: driver_study.py FILE STORAGE [ADDRESS], or resume NAME …
     import sys
 
     def show(event: object) -> None:
-        print(f"{type(event).__name__} {getattr(event, 'number', '')}", flush=True)
+        text = getattr(event, "message", getattr(event, "number", ""))
+        print(f"{type(event).__name__} {text}", flush=True)
 
+    given = sys.argv[2:] if sys.argv[1] == "resume" else sys.argv[1:]
+    options: dict[str, Any] = {"address": given[2] if len(given) > 2 else None, "on_event": show}
     if sys.argv[1] == "resume":
-        result = resume_study(sys.argv[2], storage=sys.argv[3], on_event=show)
+        result = resume_study(given[0], storage=given[1], **options)
     else:
-        result = run(Path(sys.argv[1]), Path(sys.argv[2]), on_event=show)
+        result = run(Path(given[0]), Path(given[1]), **options)
     print("state", result.state)

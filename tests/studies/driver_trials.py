@@ -32,6 +32,7 @@ def run(spec: dict[str, Any], folder: Path, report: Any) -> dict[str, Any]:
     attempt = len((folder / "pids").read_text().split())
     if number in plan.get("fail", []):
         raise ValueError(f"trial {number} was told to fail")
+    misbehave(plan, number, spec)
     if spec["plugins"]:
         return of_plugin(spec)
     final = score(spec)
@@ -50,7 +51,7 @@ def run(spec: dict[str, Any], folder: Path, report: Any) -> dict[str, Any]:
             return {"state": "pruned", "reason": "stopped by the pruner", "metrics": metrics}
         checkpoint.write_text(str(index + 1))
         if number in plan.get("pause", []) and attempt == 1:
-            time.sleep(60)
+            pause(plan.get("patience", 60))
         if attempt <= plan.get("die", {}).get(str(number), 0):
             os.kill(os.getpid(), 9)
     if number in plan.get("hang", []):
@@ -65,6 +66,41 @@ def run(spec: dict[str, Any], folder: Path, report: Any) -> dict[str, Any]:
     if number in plan.get("silent", []):
         del metrics["eval/kv/exact_match"]
     return {"state": "complete", "metrics": metrics, "converged": True}
+
+
+HELD: list[bytes] = []
+"""What trials that leak never let go."""
+
+
+def misbehave(plan: dict[str, Any], number: int, spec: dict[str, Any]) -> None:
+    """`{"largest_batch": {"1": 8}, "eat": [2], "leak": {"3": 300}}`, memory in MiB."""
+    most = plan.get("largest_batch", {}).get(str(number))
+    if most is not None and spec["train"]["batch_size"] > most:
+        raise MemoryError(f"no room for {spec['train']['batch_size']} samples")
+    if number in plan.get("eat", []):
+        eaten = []
+        while True:
+            eaten.append(b"1" * 2**26)
+            time.sleep(0.2)
+    if str(number) in plan.get("leak", {}):
+        HELD.append(b"1" * (plan["leak"][str(number)] * 2**20))
+
+
+def pause(seconds: float) -> None:
+    """Like a training run, it ends at once where its driver says so."""
+    from memarch.studies import heartbeat
+
+    for _ in range(int(10 * seconds)):
+        if heartbeat.halted():
+            raise heartbeat.HaltedError
+        time.sleep(0.1)
+
+
+def cost(spec: dict[str, Any], names: list[str]) -> dict[str, float]:
+    """What a model is said to cost before it runs: only where the plan has `"weighed": true`."""
+    plan = json.loads(spec["study"]["question"] or "{}")
+    known = {"cost/state_bytes": 64.0 * spec["model"]["segment_length"]}
+    return {name: known[name] for name in names if name in known} if plan.get("weighed") else {}
 
 
 def of_plugin(spec: dict[str, Any]) -> dict[str, Any]:

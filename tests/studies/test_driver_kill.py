@@ -2,64 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import driver_study as helpers
 import pytest
+from agreement import assert_records_agree
+from processes import Driver, alive, wait_for
 
 from memarch.studies.driver import resume_study, show_study
 from memarch.studies.store import StudyFolder
 
-SCRIPT = Path(__file__).with_name("driver_study.py")
-
-
-def load_helpers() -> Any:
-    spec = importlib.util.spec_from_file_location("driver_study", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-helpers = load_helpers()
-
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
-
-
-def start_driver(file: Path, storage: Path) -> subprocess.Popen[str]:
-    """A session of its own, as in a terminal: Ctrl-C reaches all its processes."""
-    log = (storage.parent / "driver.log").open("w")
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(file), str(storage)],
-        stdout=log,
-        stderr=log,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = 120) -> Any:
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    pytest.fail(f"{what} did not happen within {timeout} s")
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def results(storage: Path, name: str) -> dict[int, Any]:
@@ -93,7 +51,7 @@ def test_a_study_whose_driver_was_killed_ends_as_if_it_had_not_been(storage, tmp
     file = helpers.write_study(
         tmp_path, name="cut", **settings(question={"pause": [4], "reports": 3})
     )
-    driver = start_driver(file, storage)
+    driver = Driver(file, storage, log=tmp_path / "log")
     folder = StudyFolder(storage, "cut")
     middle = folder.trial(4).path
     wait_for(lambda: (middle / "checkpoint").exists(), "the fifth trial")
@@ -117,6 +75,7 @@ def test_a_study_whose_driver_was_killed_ends_as_if_it_had_not_been(storage, tmp
 
     helpers.run(helpers.write_study(tmp_path, name="whole", **settings()), storage)
     assert after == results(storage, "whole")
+    assert_records_agree(storage, "cut")
     assert_mlflow_is_mended(storage)
 
 
@@ -134,23 +93,54 @@ def assert_mlflow_is_mended(storage: Path) -> None:
     assert steps == sorted(set(steps))
 
 
-def test_ctrl_c_leaves_a_study_that_resumes(storage, tmp_path):
-    file = helpers.write_study(
-        tmp_path, name="stopped", **settings(question={"pause": [2], "reports": 3})
-    )
-    driver = start_driver(file, storage)
-    folder = StudyFolder(storage, "stopped")
+@pytest.fixture
+def paused(storage, tmp_path, request) -> Any:
+    """A driver whose third trial stands at a report, to be interrupted; its study's folder."""
+    name = request.node.name.split("[")[0].removeprefix("test_")
+    plan = {"pause": [2], "reports": 3, "patience": 60 if "twice" in name else 3}
+    file = helpers.write_study(tmp_path, name=name, **settings(question=plan, budget="{trials: 5}"))
+    driver = Driver(file, storage, log=tmp_path / "log")
+    folder = StudyFolder(storage, name)
     wait_for(lambda: (folder.trial(2).path / "checkpoint").exists(), "the third trial")
-    os.killpg(driver.pid, signal.SIGINT)
-    assert driver.wait(timeout=60) == 0
-    log = (storage.parent / "driver.log").read_text()
-    assert "state interrupted" in log
-    assert "Traceback" not in log
+    yield driver, folder
+    driver.kill()
+    driver.wait()
 
-    shown = show_study("stopped", storage)
+
+def ends_with_resume(folder: StudyFolder, attempts: int) -> None:
+    result = resume_study(folder.name, storage=folder.storage)
+    assert [trial["state"] for trial in result.trials] == ["complete"] * 5
+    assert result.trials[2]["attempts"] == attempts
+    assert_records_agree(folder.storage, folder.name)
+
+
+def test_ctrl_c_finishes_what_runs(paused):
+    driver, folder = paused
+    os.killpg(driver.pid, signal.SIGINT)
+    assert driver.wait(timeout=90) == 0
+    assert "Traceback" not in driver.said
+    assert "stopping: 1 running trial is finished first; Ctrl-C again saves and" in driver.said
+    assert "interrupted; `memarch study resume ctrl_c_finishes_what_runs` goes on" in driver.said
+    shown = show_study(folder.name, folder.storage)
     assert shown["state"] == "interrupted"
-    states = [trial["state"] for trial in shown["trials"]]
-    assert states == ["complete", "complete", "waiting"]
-    result = resume_study("stopped", storage=storage)
-    assert [trial["state"] for trial in result.trials] == ["complete"] * 8
-    assert result.trials[2]["attempts"] == 2
+    assert [trial["state"] for trial in shown["trials"]] == ["complete"] * 3
+    assert (folder.path / "report.html").exists()
+    assert_records_agree(folder.storage, folder.name)
+    ends_with_resume(folder, attempts=1)
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM]])
+def test_ctrl_c_twice_stops_now(paused, signals):
+    driver, folder = paused
+    for number in signals:
+        os.kill(driver.pid, number)
+        time.sleep(0.3)
+    began = time.monotonic()
+    assert driver.wait(timeout=90) == 0
+    assert time.monotonic() - began < 60
+    assert "Traceback" not in driver.said
+    shown = show_study(folder.name, folder.storage)
+    assert [trial["state"] for trial in shown["trials"]] == ["complete", "complete", "waiting"]
+    assert_records_agree(folder.storage, folder.name)
+    ends_with_resume(folder, attempts=2)
+    shutil.rmtree(folder.path)
