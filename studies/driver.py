@@ -462,6 +462,10 @@ class _Driver:
 
     def _weigh(self, trial: LiveTrial) -> None:
         """Let it wait for a worker, unless its model breaks a constraint as it stands."""
+        if not self.feasibility.names:
+            self.waiting.append(trial)
+            return
+        self._pool()
         answer = self.feasibility.ask(trial.spec)
         while answer is not None and not ray.wait([answer], timeout=0)[0]:
             self._step(answer)

@@ -65,20 +65,20 @@ class Feasibility:
 
     def __init__(self, judge: Judge, function: str, plugins: Mapping[str, str]) -> None:
         self._judge, self._settings = judge, (function, plugins)
-        self._names = [
+        self.names = [
             name for name in judge.constraints if name.startswith("cost/") and name not in RUN_COSTS
         ]
         self._scales: Any = None
         self._known: dict[str, Json] = {}
 
     def ask(self, spec: Json) -> Any:
-        """A reference to the costs of this spec, or None where nothing is to be measured."""
-        if not self._names or self._key(spec) in self._known:
+        """A reference to the costs of this spec, or None where they are known."""
+        if self._key(spec) in self._known:
             return None
         if self._scales is None:
             scales = ray.remote(Scales).options(num_cpus=0, scheduling_strategy=beside_the_driver())
             self._scales = scales.remote(*self._settings)
-        return self._scales.weigh.remote(spec, self._names)
+        return self._scales.weigh.remote(spec, self.names)
 
     def verdict(self, spec: Json, answer: Any) -> tuple[Verdict | None, Json]:
         """Whether the spec is infeasible, and its costs. `answer` is what `ask` referred to."""

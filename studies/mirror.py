@@ -31,6 +31,7 @@ from memarch.studies.mlflow_ui import introduce, tags_of
 from memarch.studies.patience import FIRST_PAUSE, LONGEST_PAUSE, server_wait
 from memarch.studies.store import FINISHED, Json, StudyFolder, create_database
 from memarch.studies.tracking import CLOSE, metric_name, own_database, tracking_uri
+from memarch.studies.zombies import without_zombies
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,8 +88,8 @@ class Mirror:
         self._experiment = self._parent = self._id = ""
         self._runs: dict[int, ChildRun] = {}
 
-    def connect(self) -> None:
-        """Make or find the parent run, and learn which runs there are."""
+    def connect(self) -> list[str]:
+        """Make or find the parent run, learn which runs there are; what was mended among them."""
         client, info = _client(self._folder.storage), self._folder.info
         self._id = info["id"]
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._folder.name
@@ -100,12 +101,19 @@ class Mirror:
             if experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(self._experiment)
         introduce(client, self._experiment, self._folder, self._id)
-        self._parent, self._runs = "", {}
+        self._parent, children = "", []
         for run in self._search(client):
             if run.data.tags.get("memarch.kind") == "study":
                 self._parent = run.info.run_id
             else:
-                self._runs[int(run.data.tags["memarch.trial"])] = _known(run)
+                children.append(run)
+        records = self._folder.records()
+        runs, told = without_zombies(client, children, records)
+        self._runs = {number: _known(run) for number, run in runs.items()}
+        late = [n for n, run in self._runs.items() if run.state != records[n]["state"]]
+        if late:
+            numbers = ", ".join(map(str, sorted(late)))
+            told.append(f"MLflow was behind the records of trials {numbers}: brought up to date")
         if not self._parent:
             tags = {
                 "memarch.id": self._id,
@@ -119,6 +127,7 @@ class Mirror:
                 client.log_artifact(self._parent, str(self._folder.path / file))
         client.update_run(self._parent, status="RUNNING")
         self._client = client
+        return told
 
     def behind(self) -> list[int]:
         """Trials of earlier sessions whose runs are not as their records are."""
@@ -298,7 +307,8 @@ def _known(run: Run) -> ChildRun:
 
 def _final_tags(record: Json) -> Json:
     reason = {"reason": record["reason"]} if record["reason"] else {}
-    return {"state": record["state"], **reason}
+    failure = {"failure": record["failure"]} if record.get("failure") else {}
+    return {"state": record["state"], **reason, **failure}
 
 
 def _whole_lines(file: IO[bytes]) -> list[bytes]:
@@ -425,7 +435,9 @@ def serve(mirror: Mirror, inbox: Inbox, say: Any) -> int:
             deadline = time.monotonic() + server_wait()
         try:
             if not connected:
-                mirror.connect()
+                mended = mirror.connect()
+                for line in [] if lost_at else mended:
+                    say(line)
                 inbox.add(mirror.behind())
             _pass(mirror, inbox, say)
             if closing:

@@ -266,6 +266,43 @@ def test_infeasible_trials_are_told_with_their_violation(shared, tmp_path):
     assert result.best[0] not in [t["number"] for t in result.trials if t["state"] != "complete"]
 
 
+def test_points_that_break_a_constraint_as_they_stand_cost_no_worker(shared, tmp_path):
+    file = write_study(
+        tmp_path,
+        name="weighed",
+        question={"weighed": True},
+        constraints="{cost/state_bytes: {max: 3000}, cost/train_flops: {max: 1e9}}",
+        budget="{trials: 6}",
+    )
+    result = run(file, shared)
+    ran = [trial for trial in result.trials if trial["attempts"]]
+    spared = [trial for trial in result.trials if not trial["attempts"]]
+    assert (len(ran), {t["state"] for t in ran}) == (6, {"complete"})
+    assert {(t["state"], t["reason"]) for t in spared} == {
+        ("infeasible", "cost/state_bytes is 4096, max 3000")
+    }
+    told = {trial.number: trial for trial in optuna_trials(shared, "weighed")}
+    for trial in spared:
+        assert told[trial["number"]].state.name == "PRUNED"
+        assert told[trial["number"]].constraints == {"cost/state_bytes/max": 1096.0}
+        folder = StudyFolder(shared, "weighed").trial(trial["number"]).path
+        assert not (folder / "worker.json").exists()
+    agreement.assert_records_agree(shared, "weighed")
+
+
+def test_a_space_without_a_feasible_point_ends(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr("memarch.studies.asking.MOST_INFEASIBLE", 10)
+    file = write_study(
+        tmp_path,
+        name="hopeless",
+        question={"weighed": True},
+        constraints="{cost/state_bytes: {max: 3}}",
+        budget="{trials: 6}",
+    )
+    result = run(file, shared)
+    assert (result.state, states(result)) == ("complete", ["infeasible"] * 10)
+
+
 def test_a_grid_runs_every_point_and_equal_specs_once(shared, tmp_path):
     file = write_study(
         tmp_path,
