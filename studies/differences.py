@@ -160,4 +160,6 @@ def _best(document: Mapping[str, Any], metric: str) -> dict[str, float]:
 def _told(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_told(one)}" for key, one in value.items()) + "}"
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

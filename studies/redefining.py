@@ -120,8 +120,10 @@ def refusal(change: Difference, study: Json) -> str:
     searched = "search." in f"{path}." and not path.startswith("study.")
     if searched:
         return _refused_range(change, study)
+    if path.startswith("variants.") and path.count(".") == 1:
+        return FIXED["variants"]
     for name, why in FIXED.items():
-        if path == name or (_below(path, (name,)) and name != "variants"):
+        if name != "variants" and _below(path, (name,)):
             return why
     return "the trials so far ran with the old value"
 
