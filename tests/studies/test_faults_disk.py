@@ -32,11 +32,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def fill(place: Path) -> Path:
     """A file that takes all space that is left."""
     ballast = place / "ballast"
-    with ballast.open("wb") as file:
+    with ballast.open("wb", buffering=0) as file:
         try:
             while True:
                 file.write(b"0" * 2**16)
-                file.flush()
         except OSError:
             pass
     return ballast
