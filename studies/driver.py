@@ -440,12 +440,12 @@ class _Driver:
             trial = LiveTrial(record, asked.trial, {})
             self._end_trial(trial, self.judge.verdict(unfit(error)))
             return
-        record["params"] = params = {**draws, **solved_values(resolved)}
+        record["solved"] = solved_values(resolved)
         record["hash"] = resolved.hash
         known = None if self.settings["repeat"] else self.by_hash.get((resolved.hash, seed))
         record["copy_of"] = known
         several = isinstance(self.settings["seeds"]["model"], list)
-        named = params | ({"seed": seed} if several else {})
+        named = draws | record["solved"] | ({"seed": seed} if several else {})
         record["run_name"] = run_name(number, variant, named, known)
         # `record` of a spec: secrets and places that come from `$env` are not written down.
         write_json(self.folder.trial(number).path / "spec.json", resolved.record, sync=False)

@@ -230,8 +230,9 @@ def columns(document: Document, trials: Sequence[Trial]) -> tuple[list[str], dic
 
 
 def settings(trial: Trial, *, seed: bool = False) -> str:
-    """What was drawn for a trial, in one line: `num_tokens 8, write_steps 2`; its seed if asked."""
-    params = {k: v for k, v in trial.get("params", {}).items() if k != "variant"}
+    """What was drawn or solved for a trial, in one line: `num_tokens 8`; its seed if asked."""
+    values = trial.get("params", {}) | trial.get("solved", {})
+    params = {k: v for k, v in values.items() if k != "variant"}
     words = [f"{name} {number(value)}" for name, value in params.items()]
     return ", ".join(words + ([f"seed {_seed(trial)}"] if seed else []))
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def solved_values(resolved: Resolved) -> Json:
-    """The values that `match` set, by the names of their ranges: parameters of the trial too."""
+    """The values that `match` set, by the names of their ranges: columns beside the parameters."""
     sized = resolved.sized
     return dict(sized.values) if sized is not None and sized.kind == "match" else {}
 

@@ -266,7 +266,8 @@ class Mirror:
 
         params = {}
         if not run.has_params:
-            values = {"variant": record["variant"]} | record["params"]
+            solved = record.get("solved") or {}
+            values = {"variant": record["variant"]} | record["params"] | solved
             params = {metric_name(name): value for name, value in values.items() if value != ""}
         shown = [Param(name, str(value)[:LONGEST_PARAMETER]) for name, value in params.items()]
         named = [RunTag(name, value) for name, value in (tags or {}).items()]

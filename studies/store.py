@@ -249,6 +249,7 @@ def show_study(name: str, storage: str | Path | None = None) -> Json:
                 "variant": record["variant"],
                 "state": state,
                 "params": record["params"],
+                "solved": record.get("solved") or {},
                 "metrics": record["metrics"],
                 "spec": trial.spec,
                 "reason": record["reason"],

@@ -230,7 +230,7 @@ def test_a_study_records_levels_and_what_they_gave(
     found = {
         (record["params"]["width"], record["params"][LEVEL]): record for record in records.values()
     }
-    assert found[16, 32]["params"]["num_tokens"] == 2
+    assert found[16, 32]["solved"] == {"num_tokens": 2}
     assert found[48, 256]["state"] == "complete"
     left = found[48, 32]
     assert (left["state"], left["attempts"]) == ("infeasible", 0)
