@@ -125,12 +125,12 @@ class Pool:
 
     def _idle(self, size: Size) -> Seat:
         idle = [seat for seat in self._seats if seat.job is None]
-        for seat in idle:
-            if seat.size == size:
-                return seat
-        for seat in idle:  # workers of another size make room
-            self._dismiss(seat)
-        return self._hire(size)
+        own = next((seat for seat in idle if seat.size == size), None)
+        if own is None or size.processes > 1:  # those processes are new each time
+            for seat in idle:  # workers of another size make room
+                if seat.size != size:
+                    self._dismiss(seat)
+        return own or self._hire(size)
 
     def _hire(self, size: Size) -> Seat:
         total = ray.cluster_resources()
