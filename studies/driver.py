@@ -348,6 +348,7 @@ class _Driver:
             elif ref not in others:
                 self._returned(*self._pool().finished(ref))
         self._check_time()
+        self._pool().make_way()
         self._pass_on_problems()
 
     def _halt(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from memarch.studies.workers import Job, Worker
 LEAK = 2**30
 """Bytes by which a worker may grow over its trials before another takes its place."""
 
+PLACE_SECONDS = 15.0
+"""After which a worker that has no place yet is given that of an idle one."""
 READ_INTERVAL = 1.0
 """Seconds between looks at what the cluster has."""
 ROUNDING = 1e-9
@@ -35,9 +37,18 @@ class Seat:
     size: Size
     warmed: Any
     """The bytes that its process held before its first trial, to come."""
+    here: Any = None
+    """Answered once its process has a place on a node."""
     job: Job | None = None
     used: bool = False
     """Whether it has ended a job in order."""
+    asked_at: float = field(default_factory=time.monotonic)
+    """When its place was asked for, or was last made."""
+
+    def has_no_place(self) -> bool:
+        if self.here is None or time.monotonic() - self.asked_at < PLACE_SECONDS:
+            return False
+        return not ray.wait([self.here], timeout=0)[0]
 
 
 class Pool:
@@ -109,6 +120,14 @@ class Pool:
             self._dismiss(seat)
         return key, answer
 
+    def make_way(self) -> None:
+        """Idle workers go while one that has work finds no place: the cluster may have shrunk."""
+        idle = [seat for seat in self._seats if seat.job is None]
+        for seat in list(self._seats):
+            if idle and seat.job is not None and seat.has_no_place():
+                self._dismiss(idle.pop())
+                seat.asked_at = time.monotonic()
+
     def kill(self, key: Key) -> None:
         """End the attempt at once, with its worker."""
         for ref, seat in list(self._jobs.items()):
@@ -154,7 +173,8 @@ class Pool:
         }
         actor = ray.remote(Worker).options(**options)
         handle = actor.remote(self._mailbox, *self._functions, size)
-        seat = Seat(handle, size, handle.warm.remote())
+        here = handle.here.remote()
+        seat = Seat(handle, size, handle.warm.remote(), here)
         self._seats.append(seat)
         return seat
 

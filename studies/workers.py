@@ -51,6 +51,9 @@ class Worker:
         self._size = size
         self._cpus = max(1, int(size.cpus))
 
+    def here(self) -> None:
+        """Its process runs."""
+
     def warm(self) -> int:
         """Import what trials need; the bytes that this process then holds."""
         if self._size.processes == 1:
