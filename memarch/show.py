@@ -139,6 +139,8 @@ def study(document: board.Document, *, seeds: bool = False) -> None:
             out.print(show_seeds.differences(document))
     if seeds or not several:
         out.print(leaderboard(document))
+    for line in _beside(document):
+        out.print(Text(line, style="dim"))
     unfinished = [t for t in document["trials"] if t["state"] in ("failed", "running", "waiting")]
     if unfinished:
         made = table("not finished", ["trial", "variant", "settings", "state", "reason"])
@@ -205,7 +207,6 @@ def leaderboard(document: board.Document) -> RenderableType:
     notes += board.left_out(document)
     if not rows:
         notes.append("no trial has finished yet")
-    notes += _beside(document)
     return Group(made, *(Text(note, style="dim") for note in notes))
 
 
@@ -336,7 +337,7 @@ def trial(document: Row) -> None:
     made = table("settings", ["key", "value", "from"])
     for row in document["settings"]:
         style = "bold" if row["origin"] == "draw" else None
-        origin = escape(row["origin"])
+        origin = escape(row["origin"].rpartition("/")[2])
         made.add_row(escape(row["key"]), escape(_yaml(row["value"])), origin, style=style)
     out.print(made)
     metrics({"metrics": document["metrics"]})

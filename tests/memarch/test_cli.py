@@ -74,6 +74,12 @@ def test_help_says_what_a_command_does_and_shows_an_example(
         (["eval", "nowhere", "nowhere.yaml"], "neither a folder nor STUDY/NUMBER"),
         (["study", "run", "nowhere.yaml"], "nowhere.yaml"),
         (["study", "resume", "nowhere", "--storage", "nowhere"], "no study 'nowhere'"),
+        (["study", "extend", "nowhere", "--storage", "nowhere"], "no study 'nowhere'"),
+        (["study", "extend", "nowhere", "--seeds", "a"], "must be numbers with commas"),
+        (["study", "diff", "a", "b/1", "--storage", "nowhere"], "give two of one kind"),
+        (["study", "show", "nowhere/1", "--storage", "nowhere"], "no study 'nowhere'"),
+        (["export", "nowhere/1", "there", "--storage", "nowhere"], "no study 'nowhere'"),
+        (["export", "nowhere", "there"], "'nowhere' is not STUDY/NUMBER"),
     ],
 )
 def test_wrong_input_is_code_2_and_one_message(
