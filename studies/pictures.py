@@ -33,6 +33,7 @@ class Mark:
     """A setting in a scatter plot: its median, and its range over seeds."""
 
     trial: Trial
+    numbers: tuple[int, ...]
     x: float
     y: float
     low: float
@@ -81,6 +82,8 @@ def scatter(records: Records, against: str, *, standalone: bool = False) -> str:
         for (x0, y0), (x1, y1) in pairwise(steps):
             canvas.taken += [(x0, y0 - 2, x1, y0 + 2), (x1 - 2, min(y0, y1), x1 + 2, max(y0, y1))]
         canvas.add(element("path", d=path, class_="front"))
+    if records.document.get("sizes"):
+        _draw_levels(canvas, records, marks, x, y)
     for mark in sorted(marks, key=lambda mark: mark in best):
         _draw(canvas, records, mark, x, y, ring=mark in best, tips=standalone)
     for mark, point in zip(best, steps, strict=True):
@@ -101,12 +104,13 @@ def _marks(records: Records, against: str) -> list[Mark]:
         across = [v for trial in point.trials if (v := board.score(trial, against)) is not None]
         if across:
             low, high = min(point.scores), max(point.scores)
-            marks.append(Mark(point.trials[0], median(across), point.median, low, high))
+            numbers = tuple(int(trial["number"]) for trial in point.trials)
+            marks.append(Mark(point.trials[0], numbers, median(across), point.median, low, high))
     for trial in records.ranked:
         at = board.score(trial, against)
         if trial["state"] != "complete" and at is not None:
             value = score_of(records, trial)
-            marks.append(Mark(trial, at, value, value, value))
+            marks.append(Mark(trial, (int(trial["number"]),), at, value, value, value))
     return marks
 
 
@@ -118,6 +122,26 @@ def _front(records: Records, marks: Sequence[Mark], against: str) -> list[Mark]:
         if mark.complete and (not found or more * mark.y > more * found[-1].y):
             found.append(mark)
     return found
+
+
+def _draw_levels(
+    canvas: Canvas,
+    records: Records,
+    marks: Sequence[Mark],
+    x: Callable[[float], float],
+    y: Scale,
+) -> None:
+    """Where variants were brought to equal sizes: each variant's best at each size, joined."""
+    for variant in records.variants:
+        best: dict[float, float] = {}
+        for mark in marks:
+            if mark.complete and (mark.trial["variant"] or "") == variant:
+                value = best.setdefault(mark.x, mark.y)
+                best[mark.x] = max(value, mark.y) if records.maximize else min(value, mark.y)
+        if len(best) > 1:
+            line = " ".join(f"{x(at):.1f},{y(best[at]):.1f}" for at in sorted(best))
+            look = f"curve s{records.colour(variant)} {records.group(variant)}"
+            canvas.add(element("polyline", points=line, class_=look, opacity="0.6"))
 
 
 def _draw(
@@ -139,14 +163,10 @@ def _draw(
     if ring:
         parts.append(element("circle", cx=px, cy=py, r=9.5, class_="ring"))
     parts.append(trial_mark(records, mark.trial, px, py))
-    canvas.add(element("g", "".join(parts), **_owner(records, mark.trial)))
+    owner = {"class_": records.group(mark.trial["variant"] or "")}
+    numbers = " ".join(map(str, mark.numbers))
+    canvas.add(element("g", "".join(parts), **owner, data_t=numbers))
     canvas.occupy(px, py)
-
-
-def _owner(records: Records, trial: Trial) -> dict[str, object]:
-    """What the page's script knows a mark by."""
-    group = records.group(trial["variant"] or "")
-    return {"class_": group, "data_t": trial["number"]}
 
 
 def trial_mark(records: Records, trial: Trial, x: float, y: float, size: float = 5.5) -> str:

@@ -288,24 +288,30 @@ def _value(value: Any) -> Any:
 
 
 def _reproduce(records: Records) -> str:
-    """The command, the file, the best trial's whole spec, and the versions it ran with."""
-    parts = [f"<pre>{escape(command(records))}</pre>"]
+    """The commands, the file, the best trial's whole spec, and what it ran with."""
+    best = records.ranked[0] if records.ranked else None
+    lines = [command(records)]
+    if best is not None:
+        lines.append(f"memarch train {records.document['name']}/{best['number']}  # its best trial")
+    parts = [f"<pre>{escape(chr(10).join(lines))}</pre>"]
     if records.source:
         parts.append(_folded("The study file", records.source))
-    best = records.ranked[0] if records.ranked else None
     if best is not None and best.get("spec"):
-        number = best["number"]
         spec = json.dumps(best["spec"], indent=2, ensure_ascii=False)
-        parts.append(_folded(f"The whole spec of trial {number:03d}, defaults included", spec))
-        parts.append(_folded("Versions", _versions(records, best)))
+        parts.append(_folded(f"The spec of trial {best['number']:03d}, defaults included", spec))
+        parts.append(_folded("Seeds, data, code and versions", _versions(records, best)))
     return "".join(parts)
 
 
 def _versions(records: Records, trial: Trial) -> str:
-    """What a trial ran with, and the seeds of the study."""
+    """What a trial ran with: seeds, data, code, machine, order of cells, libraries."""
     result, seeds = records.result(trial), records.settings.get("seeds") or {}
     lines = {f"seed {kind}": seed for kind, seed in seeds.items()}
-    lines |= {key: result[key] for key in ("threads", "schedule", "commit") if result.get(key)}
+    kinds = ("commit", "data", "device", "cpu", "threads")
+    lines |= {key: result[key] for key in kinds if result.get(key)}
+    order = result.get("schedule") or {}
+    if order:
+        lines["schedule"] = f"{order['schedule']}: {order['reason']}"
     lines |= result.get("versions") or {}
     return "\n".join(f"{name} {value}" for name, value in lines.items())
 

@@ -138,6 +138,7 @@ def test_mlflow_agrees_with_optuna_run_by_run(searched, shared):
     parent, children = mlflow_runs(shared, "searched")
     trials = optuna_trials(shared, "searched")
     assert (parent.info.status, parent.info.run_name) == ("FINISHED", "searched")
+    assert "| rank | trial | variant |" in parent.data.tags["mlflow.note.content"]
     assert len(children) == len(trials) == 14
     for trial, row in zip(trials, result.trials, strict=True):
         child = children[trial.number]
@@ -148,7 +149,7 @@ def test_mlflow_agrees_with_optuna_run_by_run(searched, shared):
             name: str(value) for name, value in row["params"].items()
         }
         assert child.info.status == "FINISHED"
-        assert {"state", "seed", "hash"} <= child.data.tags.keys()
+        assert {"state", "seed", "hash", "mechanism"} <= child.data.tags.keys()
         assert child.info.run_name.startswith(f"{trial.number:03d} {row['variant']}")
         assert child.info.artifact_uri.startswith(f"file://{shared}/mlartifacts/")
 

@@ -230,6 +230,15 @@ def test_the_picture_marks_every_trial_the_front_and_the_floors(folder: Path) ->
     assert {"none", "state per sample (logarithmic)", "floor: guess seen 0.10"} <= words
 
 
+def test_equal_sizes_are_one_curve_a_variant(folder: Path) -> None:
+    info = json.loads((folder / "study.json").read_text())
+    write_json(folder / "study.json", info | {"sizes": [{"variant": "rmt", "level": 256}]})
+    root = ElementTree.fromstring(front_svg(folder))
+    lines = [e.get("points") or "" for e in root.iter() if e.tag.endswith("polyline")]
+    assert len(lines) == 1  # of gradmem: no other variant has complete trials of two sizes
+    assert len(lines[0].split()) == 2
+
+
 def test_a_loss_has_an_axis_of_its_own(folder: Path) -> None:
     info = json.loads((folder / "study.json").read_text())
     info["objective"] = {"cost/wall_seconds": "minimize"}
@@ -298,6 +307,8 @@ def test_settings_over_their_seeds(tmp_path: Path) -> None:
     for heading in ("median", "range", "solved", "95 %"):
         assert f">{heading}</th>" in text
     assert "Every trial" in text
+    numbers = " ".join(str(trial["number"]) for trial in best.trials)
+    assert f'<g class="{records.group(best.variant)}" data-t="{numbers}">' in text
 
 
 ABLATION = {
