@@ -19,7 +19,7 @@ class Tally:
     def note(self, record: Json) -> None:
         """A record is new, or has changed."""
         number, copied = record["number"], record["copy_of"] is not None
-        flops = record["metrics"].get("cost/train_flops") or 0.0
+        flops = 0.0 if copied else record["metrics"].get("train/flops") or 0.0
         if number not in self._flops and not copied:
             self.originals += 1
             self._last_original = max(self._last_original, number)

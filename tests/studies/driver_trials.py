@@ -61,6 +61,7 @@ def run(spec: dict[str, Any], folder: Path, report: Any) -> dict[str, Any]:
         "eval/kv/loss": 1 - final,
         "cost/state_bytes": state_bytes,
         "cost/train_flops": 1e6,
+        "train/flops": 1e6,
         "train/begun": float(begun),
     }
     if number in plan.get("silent", []):

@@ -81,6 +81,7 @@ def test_a_study_cut_off_in_a_trial_and_between_trials_gives_the_same_numbers(
     assert killed
     assert [trial["attempts"] for trial in result.trials] in ([1, 2, 1], [1, 1, 1])
     assert [trial["state"] for trial in whole.trials] == ["complete"] * 3
+    assert all(trial["metrics"]["train/flops"] > 0 for trial in whole.trials)  # budgets count it
     assert numbers(result) == numbers(whole)
     hashes = {
         name: [_result(shared, name, n)["data"] for n in range(3)] for name in ("whole", "cut")

@@ -203,6 +203,15 @@ def test_a_trial_stops_that_others_beat_in_every_objective(shared, tmp_path):
     assert last == [None] * 4  # Optuna has no report of its own
 
 
+def test_a_study_ends_with_its_flops_or_its_hours(shared, tmp_path):
+    file = write_study(tmp_path, name="spent", budget="{flops: 3e6, trials: 50}")
+    assert len(run(file, shared).trials) == 3
+    more = ["study.budget.flops=1e12", "study.budget.hours=1s"]
+    assert len(resume_study("spent", storage=shared, overrides=more).trials) == 3
+    with pytest.raises(SpecError, match="is used up: give --hours"):
+        studies_commands.extend("spent", shared, trials="+1", hours=None, seeds=(), top=None)
+
+
 def test_equal_specs_are_run_again_where_that_is_asked_for(shared, tmp_path):
     same = {"model.memory": {}, "model.segment_length": 16}
     file = write_study(
