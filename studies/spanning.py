@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 JOIN_SECONDS = 24 * 3600
 """How long processes wait for each other: the leader evaluates while the others stand by."""
 
+START_SECONDS = "600"
+"""How long Ray Train waits for its processes before it asks for them anew."""
+
 HALTED = "halted"
 """A file that says that the processes were told to save and to stop, and did."""
 
@@ -41,6 +44,7 @@ def run_together(job: Job, size: Size, trial_function: str, mailbox: Any) -> Jso
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     folder = Path(job.folder)
     own = folder / "train"
     for stale in [*folder.glob("error-rank-*.txt"), folder / HALTED]:

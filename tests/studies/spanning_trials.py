@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 import torch.distributed as dist
 
@@ -20,7 +21,7 @@ STEPS = 4
 def run(spec: dict[str, Any], folder: Path, report: Any) -> dict[str, Any]:
     plan, number = json.loads(spec["study"]["question"]), int(folder.name)
     rank = dist.get_rank()
-    (folder / f"pid-{os.getpid()}").write_text(f"{rank} {os.environ['RAY_NODE_ID']}")
+    (folder / f"pid-{os.getpid()}").write_text(f"{rank} {ray.get_runtime_context().get_node_id()}")
     checkpoint = folder / "checkpoint.json"
     begun, total = json.loads(checkpoint.read_text()) if checkpoint.exists() else (0, 0.0)
     dist.barrier()

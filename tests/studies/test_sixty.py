@@ -25,9 +25,8 @@ from memarch.studies.store import StudyFolder
 
 TRIALS = 60
 SECONDS = 1.2
-"""A trial's time; those below wait for a minute, in their first attempt, after a checkpoint."""
-WORKERS_OF = (9, 21)
-NODE_OF = (33, 34)
+"""A trial's time; those below wait for minutes, in their first attempt, after a checkpoint."""
+FIRST, LATER = 9, (33, 34)
 DRIVER = Path(__file__).with_name("cluster_study.py")
 
 
@@ -54,7 +53,7 @@ def test_sixty_trials_survive_two_workers_and_a_node(postgres, mlflow_server, tm
         cpus=1,
         finalists=2,
         sampler="{type: tpe, n_startup_trials: 10}",
-        question={"reports": 4, "seconds": SECONDS, "pause": [*WORKERS_OF, *NODE_OF]},
+        question={"reports": 4, "seconds": SECONDS, "pause": [FIRST, *LATER]},
     )
     folder = StudyFolder(storage, "sixty")
     began = time.monotonic()
@@ -76,12 +75,14 @@ def test_sixty_trials_survive_two_workers_and_a_node(postgres, mlflow_server, tm
             assert pid is not None
             return pid
 
-        for number in WORKERS_OF:
-            os.kill(process_of(number), signal.SIGKILL)
-        nodes = {number: parent(process_of(number)) for number in NODE_OF}
-        # Not the head's, whose loss is that of the cluster. The other one goes on by itself.
+        os.kill(process_of(FIRST), signal.SIGKILL)
+        both = {number: process_of(number) for number in LATER}
+        nodes = {number: parent(pid) for number, pid in both.items()}
+        # Not the head's, whose loss is that of the cluster.
         lost = next(n for n, raylet in nodes.items() if raylet != cluster.raylets[0])
         cluster.kill(cluster.raylets.index(nodes[lost]))
+        (other,) = set(LATER) - {lost}
+        os.kill(both[other], signal.SIGKILL)
         assert driver.wait(900) == 0, said()
     seconds = time.monotonic() - began
 
@@ -89,7 +90,7 @@ def test_sixty_trials_survive_two_workers_and_a_node(postgres, mlflow_server, tm
     assert [trial["number"] for trial in trials] == list(range(TRIALS))
     assert {trial["state"] for trial in trials} == {"complete"}, said()
     again = {trial["number"] for trial in trials if trial["attempts"] > 1}
-    assert again == {*WORKERS_OF, lost}
+    assert again == {FIRST, *LATER}
     assert {t["number"] for t in trials if t["metrics"]["train/begun"] > 0} == again  # went on
     assert sum(trial["attempts"] for trial in trials) == TRIALS + 3
     assert_records_agree(storage, "sixty", optuna_url=sqlalchemy(url), mlflow_uri=mlflow_server.url)
@@ -97,7 +98,7 @@ def test_sixty_trials_survive_two_workers_and_a_node(postgres, mlflow_server, tm
         "question": "Do 60 trials over 3 raylets survive two killed workers and a killed raylet?",
         "trials": dict(Counter(trial["state"] for trial in trials)),
         "attempts": sum(trial["attempts"] for trial in trials),
-        "killed": {"workers, at trials": WORKERS_OF, "node, at trial": lost},
+        "killed": {"workers, at trials": [FIRST, other], "raylet, at trial": lost},
         "records agree": True,
         "seconds": round(seconds, 1),
         "seconds a trial": SECONDS,
