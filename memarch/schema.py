@@ -110,7 +110,14 @@ def study_schema() -> Json:
                 "description": "Named patches over the whole file.",
                 "additionalProperties": {
                     "type": "object",
-                    "properties": {**places, "vars": {"type": "object"}},
+                    "properties": {
+                        **places,
+                        "vars": {"type": "object"},
+                        "extends": {
+                            "type": "object",
+                            "description": "{study: NAME, trial: best}: its model and training.",
+                        },
+                    },
                     "patternProperties": dotted,
                     "additionalProperties": False,
                 },

@@ -268,9 +268,9 @@ class StudySettings(Strict):
     """What is done about each kind of failure."""
     first: list[dict[str, Any]] = Field(default_factory=list)
     """Points that a search runs first, such as `{variant: gradmem, num_tokens: 8}`."""
-    warm_start: list[Annotated[WarmStart, BeforeValidator(named_study)]] = Field(
-        default_factory=list
-    )
+    warm_start: list[
+        Annotated[WarmStart, BeforeValidator(named_study, json_schema_input_type=str | WarmStart)]
+    ] = Field(default_factory=list)
     """Earlier studies whose finished trials the sampler learns from: names, or
     `{study: NAME, top: 20}`."""
     racing: Annotated[

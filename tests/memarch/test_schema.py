@@ -58,6 +58,10 @@ def test_mistakes_are_found(validator: Any, text: str) -> None:
         "model: {memory: {main: {type: someone_elses, anything: 4}}}",
         "study: {constraints: {cost/state_bytes: {max: 64KiB}}}",
         "task: {pairs: 4}",
+        "study: {warm_start: [earlier, {study: other, top: 5}], racing: true}",
+        "study: {racing: {after: 3}, first: [{variant: rmt, num_tokens: 2}]}",
+        "study: {pruner: {type: domination, by: 2}}",
+        "variants: {winner: {extends: {study: earlier, trial: best}, train.lr: 0.1}}",
     ],
 )
 def test_what_the_yaml_allows_is_accepted(validator: Any, text: str) -> None:
