@@ -16,6 +16,7 @@ from pydantic.json_schema import models_json_schema
 from memarch.arch.spec import Impl, ModelSpec, Schedule, own_name
 from memarch.components.memory import memories
 from memarch.components.registry import Entry
+from memarch.search_spaces.ablation import AblationSettings
 from memarch.studies.size_settings import MatchSettings, ScaleSettings
 from memarch.studies.spec import EvalSettings, ResourceSettings, StudySettings, TrainSettings
 from memarch.studies.tasks.base import tasks
@@ -122,6 +123,7 @@ def study_schema() -> Json:
                     "additionalProperties": False,
                 },
             },
+            "ablation": references[AblationSettings],
             "extends": {
                 "description": "A file, or {study: NAME, trial: best}, that this one changes."
             },
@@ -151,7 +153,13 @@ def _by_cost(definitions: Json, reference: Json, replaced: tuple[str, str]) -> J
 
 def _sections() -> tuple[Json, dict[type[BaseModel], Json]]:
     """The definitions of all settings, and a reference to each class that a section needs."""
-    classes: list[type[BaseModel]] = [StudySettings, TrainSettings, EvalSettings, ResourceSettings]
+    classes: list[type[BaseModel]] = [
+        AblationSettings,
+        StudySettings,
+        TrainSettings,
+        EvalSettings,
+        ResourceSettings,
+    ]
     classes += [MatchSettings, ScaleSettings]
     classes += [entry.cls.Settings for registry in (memories, tasks) for entry in registry]
     found, schema = models_json_schema(

@@ -26,12 +26,13 @@ def settings(document: board.Document) -> RenderableType:
     }
     others = [goal for goal in board.objectives(document) if goal not in (metric, *costs)]
     share = any(row.solved is not None for row in rows)
-    headings = ["rank", "variant", "settings", "seeds", metric, "95 %", "median", "range"]
-    headings += ["solved"] * share + [*others, *costs.values(), "trials"]
+    drawn = any(board.settings({"params": row.params}) for row in rows)
+    headings = ["rank", "variant", *["settings"] * drawn, "seeds", metric, "95 %", "median"]
+    headings += ["range", *["solved"] * share, *others, *costs.values()]
     made = table(
         f"{document['name']}: {document['state']}, by the mean over seeds",
         headings,
-        right=[*headings[3:-1], "rank"],
+        right=[heading for heading in headings if heading not in ("variant", "settings")],
     )
     tied = sum(row.tied for row in rows) > 1
     for rank, row in enumerate(rows, start=1):
@@ -39,7 +40,7 @@ def settings(document: board.Document) -> RenderableType:
         cells = [
             f"{rank}{'=' if tied and row.tied else ''}",
             _label(row.variant),
-            escape(board.settings({"params": row.params})),
+            *[escape(board.settings({"params": row.params}))] * drawn,
             _seeds(row),
             board.figure({"metrics": {metric: row.mean}}, metric),
             "-" if row.interval is None else _span(row.interval, metric),
@@ -49,7 +50,6 @@ def settings(document: board.Document) -> RenderableType:
         cells += [f"{row.solved} of {len(row.scores)}"] * share
         cells += [board.figure(means, name) for name in others]
         cells += [board.cost(means, name) for name in costs]
-        cells.append(", ".join(f"{number:03d}" for number in row.numbers))
         made.add_row(*cells, style="bold" if rank == 1 else None)
     notes = []
     if tied:

@@ -145,7 +145,8 @@ def _digits(found: Difference) -> int:
 def _number(value: float, digits: int, *, sign: bool = False) -> str:
     """A difference of scores with decimals, a large one (bytes, FLOPs) with four digits."""
     form = ".4g" if abs(value) >= 1000 else f".{digits}f"
-    return format(value, f"+{form}" if sign else form)
+    text = format(value, f"+{form}" if sign else form)
+    return text if float(text) else text.lstrip("+-")
 
 
 def _p(value: float) -> str:
