@@ -43,6 +43,8 @@ def test_what_ships_is_accepted(validator: Any, repository: Path) -> None:
         "variants: {a: {model.memory.main: {type: rmt, num_tokenz: 4}}}",
         "task: {type: kv_retrieval, paris: 4}",
         "eval: {kv: {split: test}}",
+        "ablation: {baselin: gradmem}",
+        "ablation: {changes: {small: {drop: model.memory.main}}}",
     ],
 )
 def test_mistakes_are_found(validator: Any, text: str) -> None:
