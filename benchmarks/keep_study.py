@@ -2,8 +2,8 @@
 
     python benchmarks/keep_study.py runs/studies/quickstart
 
-writes `benchmarks/results/NAME.json` and `docs/images/NAME.svg`, and prints the leaderboard as the
-Markdown table that the docs quote.
+writes `benchmarks/results/NAME.json` and `docs/images/NAME.svg`, and prints the leaderboard, of an
+ablation its conclusions, as the Markdown table that the docs quote.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 from memarch.studies import leaderboard as board
-from memarch.studies.driver import show_study
+from memarch.studies.ablation import conclusions
 from memarch.studies.report import front_svg
+from memarch.studies.report_ablation import ablation_table, forest
+from memarch.studies.report_records import Records
+from memarch.studies.store import plain, show_study
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "optuna", "ray", "mlflow")
-KEPT = ("number", "variant", "state", "params", "metrics")
+KEPT = ("number", "variant", "seed", "state", "params", "metrics", "converged")
 
 
 def main(folder: Path) -> None:
-    document = show_study(folder.name, folder.parents[1])
+    document = conclusions(show_study(folder.name, folder.parents[1]))
+    records = Records(folder)
+    is_ablation = bool(document["comparisons"])
     best_first = board.ranked(document)
     result = {
         "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
@@ -35,12 +40,13 @@ def main(folder: Path) -> None:
         "objective": document["objective"],
         "floors": board.floors(best_first, board.main_objective(document)[0]),
         "trials": [{key: trial[key] for key in KEPT} for trial in best_first],
-    }
+    } | {key: document[key] for key in ("settings", "comparisons") if document[key]}
     (ROOT / "docs" / "images").mkdir(parents=True, exist_ok=True)
-    (ROOT / "docs" / "images" / f"{folder.name}.svg").write_text(front_svg(folder))
+    picture = forest(records, standalone=True) if is_ablation else front_svg(folder)
+    (ROOT / "docs" / "images" / f"{folder.name}.svg").write_text(picture)
     path = ROOT / "benchmarks" / "results" / f"{folder.name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(document))
+    path.write_text(json.dumps(plain(result), indent=1) + "\n")
+    print(ablation_table(records).markdown() if is_ablation else table(document))
 
 
 def table(document: board.Document) -> str:

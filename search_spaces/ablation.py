@@ -136,9 +136,33 @@ def merged(base: Node | None, own: Node) -> Node:
 
 
 def read_ablation(
-    node: Node, root: Node, variants: Mapping[str, tuple[Node, ...]], sections: Sequence[str]
-) -> Ablation:
-    """The settings of `ablation:` over a file and its variants; `sections` may be changed."""
+    node: Node | None,
+    root: Node,
+    overrides: Sequence[Node],
+    variants: Mapping[str, tuple[Node, ...]],
+    sections: Sequence[str],
+) -> Ablation | None:
+    """The settings of `ablation:` over a file and its variants; `sections` may be changed.
+
+    The section and `study.design: ablation` go together: one without the other is an error.
+    """
+    tree = root
+    for patch in overrides:
+        tree = merge(tree, patch)
+    design = tree.get("study", "design")
+    asked = design is not None and design.value == "ablation"
+    if node is None:
+        if design is not None and asked:
+            raise design.origin.error(
+                "an ablation needs the section `ablation`: {baseline: …, changes: {…}}",
+                "study.design",
+            )
+        return None
+    if not asked:
+        found = "search" if design is None else design.plain()
+        raise node.origin.error(
+            f"an ablation needs study.design=ablation, which is {found}", "ablation"
+        )
     return _Reader(node, root, variants, sections).read()
 
 

@@ -123,7 +123,7 @@ class StudyFile:
         if "vars" in root.value or any("vars" in patch.value for patch in sets):
             _check_vars(root)
         folders = dict.fromkeys([*(file.parent for file in reader.files), Path()])
-        ablation = _ablation(reader.ablation, root, sets, patches)
+        ablation = read_ablation(reader.ablation, root, sets, patches, _VARIED)
         file = cls(
             path,
             root,
@@ -807,32 +807,6 @@ def resolve_env(record: Mapping[str, Any], environment: Mapping[str, str] = os.e
         return value
 
     return walk(record, ())
-
-
-def _ablation(
-    node: Node | None,
-    root: Node,
-    sets: Sequence[Node],
-    variants: Mapping[str, tuple[Node, ...]],
-) -> Ablation | None:
-    """The settings of an ablation; a design without them, or they without it, is an error."""
-    for patch in sets:
-        root = merge(root, patch)
-    design = root.get("study", "design")
-    asked = design is not None and design.value == "ablation"
-    if node is None:
-        if design is not None and asked:
-            raise design.origin.error(
-                "an ablation needs the section `ablation`: {baseline: …, changes: {…}}",
-                "study.design",
-            )
-        return None
-    if not asked:
-        found = "search" if design is None else show(design.plain())
-        raise node.origin.error(
-            f"an ablation needs study.design=ablation, which is {found}", "ablation"
-        )
-    return read_ablation(node, root, variants, _VARIED)
 
 
 def _is_var(path: Path_) -> bool:

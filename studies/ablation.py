@@ -23,6 +23,7 @@ from memarch.studies.replicates import (
     replicates,
     seed_of,
 )
+from memarch.studies.stages import LOWER_IS_BETTER
 from memarch.studies.statistics import ERROR, Difference, compare, detectable, holm
 from memarch.studies.verdicts import Outcome, Question, remarks, verdict
 
@@ -85,14 +86,15 @@ def comparisons(document: Document, metric: str | None = None) -> list[Compariso
     """Every setting of an ablation against its baseline, in the file's order; `[]` for others.
 
     `metric`: another one than the first objective; its direction is that of the study's objectives,
-    or more is better.
+    or the usual one: less of a loss or a cost, more of all else.
     """
     about = document.get("ablation")
     if not about:
         return []
     main, _ = board.main_objective(document)
     metric = metric or main
-    maximize = board.objectives(document).get(metric, "maximize") == "maximize"
+    usual = "minimize" if board.is_cost(metric) or metric.endswith(LOWER_IS_BETTER) else "maximize"
+    maximize = board.objectives(document).get(metric, usual) == "maximize"
     margin = about.get("equivalence")
     trials: dict[str, list[Trial]] = {name: [] for name in about["settings"]}
     for trial in document["trials"]:

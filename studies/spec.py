@@ -288,6 +288,8 @@ class StudySettings(Strict):
             raise SpecError(
                 "an ablation compares trials that all ran to their end; use `none`", path="pruner"
             )
+        if self.design == "ablation" and self.racing is not None:
+            raise SpecError("an ablation compares all settings over all seeds", path="racing")
         for name in self.objective:
             _check_metric(name, join("objective", name), "an objective")
         on = getattr(self.pruner, "on", None)

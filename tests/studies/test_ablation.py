@@ -177,3 +177,11 @@ def test_planted_effects_are_found() -> None:
         scores = {"base": jumping(0.98, 6), "broken": jumping(0.0, 6), "null": jumping(0.98, 6)}
         found += one(document(scores), "broken").outcome == "worse"
     assert found >= 80
+
+
+def test_another_metric_has_its_usual_direction() -> None:
+    shown = document({"base": SOLVED, "change": GUESS})
+    for row in shown["trials"]:
+        row["metrics"]["cost/state_bytes"] = 512.0 + row["number"] // 100 * 64
+    (found,) = comparisons(shown, "cost/state_bytes")
+    assert (found.outcome, found.difference) == ("worse", 64)
