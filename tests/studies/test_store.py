@@ -110,8 +110,9 @@ def test_show_has_the_documented_shape(tmp_path):
         "ablation": None,
         "trials": [
             record(0, "complete")
-            | {"spec": {"model": {}}, "seed": 1, "converged": True, "failure": None}
+            | {"spec": {"model": {}}, "seed": 1, "converged": True, "failure": None, "solved": {}}
         ],
+        "sizes": [],
         "best": [0],
     }
 
