@@ -88,7 +88,8 @@ def scatter(records: Records, against: str, *, standalone: bool = False) -> str:
         _draw(canvas, records, mark, x, y, ring=mark in best, tips=standalone)
     for mark, point in zip(best, steps, strict=True):
         if not board.is_baseline(mark.trial):
-            canvas.label(*point, f"{mark.trial['variant'] or 'trial'} {mark.trial['number']:03d}")
+            number = f" {mark.trial['number']:03d}" if len(mark.numbers) == 1 else ""
+            canvas.label(*point, f"{mark.trial['variant'] or 'trial'}{number}")
     for mark in {mark.trial["variant"]: mark for mark in marks}.values():
         if board.is_baseline(mark.trial):
             words = f"{mark.trial['variant']} ({board.BASELINES[mark.trial['variant']]})"

@@ -127,8 +127,8 @@ def _sections(records: Records) -> Iterator[tuple[str, str, str]]:
         (heading(against), f'<figure class="wide">{pictures.scatter(records, against)}</figure>')
         for against in pictures.horizontals(records)
     ]
-    yield "Score against cost", _FRONT, _tabs(fronts)
     yield "Ablation", "", _ablation(records)
+    yield "Score against cost", _FRONT, _tabs(fronts)
     yield "Leaderboard", "", tables.leaderboard(records)
     yield "Sizes", _SIZES, tables.sizes(records)
     yield "Test scores of the finalists", _TEST, tables.tests(records)
