@@ -7,10 +7,11 @@ a third time  the driver ends where it stands
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 GO_ON, FINISH, HALT = range(3)
 
@@ -24,6 +25,7 @@ class Stopping:
         """By a signal."""
         self.reason = ""
         """Of a study that stops by itself."""
+        self._pipe = -1
 
     def because(self, reason: str, level: int = FINISH) -> None:
         """Stop for a problem; the first one counts."""
@@ -36,16 +38,32 @@ class Stopping:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-
-        def take(signum: int, frame: object) -> None:
-            if self.asked and self.level == HALT:
-                raise KeyboardInterrupt
-            harder = signum == signal.SIGTERM or self.asked
-            self.level = HALT if harder else max(self.level, FINISH)
-            self.asked = True
-
-        before = signal.signal(number, take)
+        before = signal.signal(number, self._take)
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
+        outer, self._pipe = self._pipe, reading
+        woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(woken)
+            self._pipe = outer
             signal.signal(number, before)
+            os.close(reading)
+            os.close(writing)
+
+    def _take(self, signum: int, frame: object) -> None:
+        """Signals that come while Ray waits are handled once, after it: the pipe has them all."""
+        with suppress(BlockingIOError):
+            for one in os.read(self._pipe, 64):
+                self._ask(one)
+
+    def _ask(self, signum: int) -> None:
+        if signum not in (signal.SIGINT, signal.SIGTERM):
+            return
+        if self.asked and self.level == HALT:
+            raise KeyboardInterrupt
+        harder = signum == signal.SIGTERM or self.asked
+        self.level = HALT if harder else max(self.level, FINISH)
+        self.asked = True
