@@ -21,7 +21,7 @@ from report_study import write_finished_study
 from memarch.studies import leaderboard as board
 from memarch.studies.charts import decade_ticks, nice_ticks, power_ticks
 from memarch.studies.importance import ALL, importances
-from memarch.studies.pictures import axes_of_curves
+from memarch.studies.pictures import axes_of_curves, horizontals
 from memarch.studies.report import front_svg, write_report
 from memarch.studies.report_ablation import forest
 from memarch.studies.report_formats import latex, markdown
@@ -398,3 +398,15 @@ def test_the_script_runs_without_errors(folder: Path, tmp_path: Path) -> None:
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title is not None, done.stderr[-2000:]
     assert title[1] == "s - memarch|true,false,true,true"
+
+
+def test_two_objectives_each_have_their_pictures(tmp_path: Path) -> None:
+    goals = {METRIC: "maximize", "cost/flops_per_token": "minimize"}
+    folder = write_finished_study(tmp_path, 120, objective=goals)
+    text = write_report(folder).read_text()
+    assert text.count(f'<button role="tab">{METRIC}</button>') == 2  # importances and slices
+    records = Records(folder)
+    assert horizontals(records)[:2] == ["cost/state_bytes", "cost/flops_per_token"]
+    dear = importances(records, "cost/flops_per_token")["rmt"]
+    assert max(dear, key=dear.__getitem__) == "write_steps"
+    assert "cost/flops_per_token" in latex(records).replace(r"\_", "_")
