@@ -115,9 +115,11 @@ def _numbers(
     records: Mapping[int, Any], trials: Mapping[int, Any], runs: Mapping[int, list[Any]]
 ) -> Iterator[str]:
     """Every trial is there once, in all three."""
-    if sorted(records) != list(range(len(records))):
+    first = min(records, default=0)
+    if sorted(records) != list(range(first, first + len(records))):
         yield f"records are not numbered without gaps: {sorted(records)}"
-    if set(trials) != set(records):
+    # Before the first stand trials of earlier studies, of a warm start.
+    if {number for number in trials if number >= first} != set(records):
         yield f"Optuna has trials {sorted(trials)}, the records are {sorted(records)}"
     begun = {n for n, record in records.items() if record["attempts"] or _finished(record)}
     if not begun <= set(runs) <= set(records):
