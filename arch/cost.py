@@ -202,7 +202,6 @@ def peak_activation_bytes(
 def _no_collection() -> Iterator[None]:
     """What hangs together in a circle lives on until it is collected: here, to the end."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
