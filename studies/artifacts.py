@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,3 +129,53 @@ class TrialArtifacts:
                 relative = f"{part}/{name}" if name else part
                 if not (self.folder / relative).exists():
                     self.store.get(f"{self.name}/{relative}", self.folder / relative)
+
+
+_current: ContextVar[TrialArtifacts | None] = ContextVar("artifacts", default=None)
+
+PROGRESS = ("progress.jsonl", "attempts.jsonl", "checkpoints")
+RESULT = ("result.json", "model")
+
+
+@contextmanager
+def kept_at(url: str | None, folder: Path) -> Iterator[None]:
+    """While the trial of this folder runs: what it left elsewhere is here, what it leaves there."""
+    if url is None:
+        yield
+        return
+    artifacts = TrialArtifacts.of(url, folder)
+    artifacts.fetch(*PROGRESS, *RESULT)
+    token = _current.set(artifacts)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+        _try(artifacts, *PROGRESS, *RESULT)
+
+
+def checkpoint_saved() -> None:
+    """A trial has written a checkpoint: copy it, where copies are kept."""
+    artifacts = _current.get()
+    if artifacts is not None:
+        _try(artifacts, *PROGRESS)
+
+
+def _try(artifacts: TrialArtifacts, *parts: str) -> None:
+    """A store that does not answer costs copies, not trainings: the next checkpoint tries again."""
+    try:
+        artifacts.send(*parts)
+    except Exception as error:  # what a store raises is its own
+        text = f"{type(error).__name__}: {error}\n"
+        (artifacts.folder / "artifacts_error.txt").write_text(text, encoding="utf-8")
+
+
+def fetch_result(url: str | None, folder: Path) -> None:
+    """What a trial left whose worker has another disk: its result, its curves."""
+    if url is not None:
+        TrialArtifacts.of(url, folder).fetch("progress.jsonl", "result.json")
+
+
+def fetch_model(url: str | None, folder: Path) -> None:
+    """The trained model, to be evaluated where it was not trained."""
+    if url is not None:
+        TrialArtifacts.of(url, folder).fetch("model")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from memarch.studies.artifacts import checkpoint_saved
 from memarch.studies.failures import is_disk_full
 
 SPACE = 2**16
@@ -47,6 +48,7 @@ def save_checkpoint(folder: Path, step: int, content: Mapping[str, Any]) -> Path
     for old in folder.iterdir():
         if old != path and old.name.lstrip(".").startswith("step-"):
             old.unlink(missing_ok=True)
+    checkpoint_saved()
     return path
 
 

@@ -30,6 +30,7 @@ import ray
 
 from memarch.components.errors import SpecError
 from memarch.studies import events
+from memarch.studies.artifacts import fetch_result
 from memarch.studies.asking import Asked, Asking
 from memarch.studies.cluster import start_ray
 from memarch.studies.events import Event, StudyResult
@@ -287,7 +288,7 @@ class _Driver:
             self.ray_is_ours = self._start_ray()
             self.mailbox = open_mailbox()
             functions = (self.info["trial_function"], self.info["test_function"])
-            self.pool = Pool(self.mailbox, *functions)
+            self.pool = Pool(self.mailbox, *functions, self.places.artifacts)
         return self.pool
 
     def _start_ray(self) -> bool:
@@ -560,6 +561,7 @@ class _Driver:
 
     def _returned(self, key: Key, answer: Json) -> None:
         trial = self.running[key[0]]
+        fetch_result(self.places.artifacts, self.folder.trial(trial.number).path)
         for report in answer["reports"]:
             self._reported(key, report)
         del self.running[key[0]]

@@ -54,8 +54,14 @@ class Seat:
 class Pool:
     """As many workers as the machine or cluster holds, each the size that its trials ask for."""
 
-    def __init__(self, mailbox: Any, trial_function: str, test_function: str) -> None:
-        self._mailbox = mailbox
+    def __init__(
+        self,
+        mailbox: Any,
+        trial_function: str,
+        test_function: str,
+        artifacts: str | None = None,
+    ) -> None:
+        self._mailbox, self._artifacts = mailbox, artifacts
         self._functions = (trial_function, test_function)
         self._seats: list[Seat] = []
         self._jobs: dict[Any, Seat] = {}
@@ -89,7 +95,7 @@ class Pool:
     def start(self, job: Job, size: Size, method: str = "run") -> None:
         """Give the job to an idle worker of its size, or to a new one."""
         seat = self._idle(size)
-        seat.job = replace(job, memory=int(size.memory))
+        seat.job = replace(job, memory=int(size.memory), artifacts=self._artifacts)
         self._jobs[getattr(seat.actor, method).remote(seat.job)] = seat
         self._used.update(size.needs())
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from memarch.components.errors import SpecError
+from memarch.studies.artifacts import fetch_model, kept_at
 from memarch.studies.failures import DISK_FULL, reason_of, result_of
 from memarch.studies.heartbeat import HaltedError, Heartbeat, oom_kills, resident_bytes
 from memarch.studies.mailbox import Reporter
@@ -38,6 +39,8 @@ class Job:
     folder: str
     plugins: dict[str, str] = field(default_factory=dict)
     """Text of the user's own files by file name."""
+    artifacts: str | None = None
+    """Where copies of what the trial leaves are kept."""
     memory: int = 0
     """Bytes that its process may hold; 0 for any number."""
 
@@ -74,7 +77,7 @@ class Worker:
         self._set_threads()
         together = self._size.processes > 1  # then their leader gives the signs of life
         alive = nullcontext() if together else Heartbeat(key, folder, self._mailbox, job.memory)
-        with alive:
+        with alive, kept_at(job.artifacts, folder):
             try:
                 result = self._result(job, folder, report)
             except HaltedError:
@@ -103,6 +106,7 @@ class Worker:
         folder = Path(job.folder)
         self._set_threads()
         try:
+            fetch_model(job.artifacts, folder)
             spec = local_spec(job, folder)
             metrics = plain(load_function(self._names["test"])(spec, folder))
             result: Json = {"metrics": metrics, "reason": None}
