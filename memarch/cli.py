@@ -672,6 +672,7 @@ def bench() -> None:
     \b
     memarch bench diagonal
     memarch bench kernels
+    memarch bench study
     memarch bench plot RESULT.json PAGE.html
     """
 
@@ -698,6 +699,7 @@ def _bench(name: str, about: str) -> None:
 
 _bench("diagonal", "The orders of a model's cells, side by side.")
 _bench("kernels", "Each operation's Triton kernel against PyTorch.")
+_bench("study", "What orchestration costs: trials a second, samplers, 1,000 workers.")
 _bench("plot", "Draw a kept result.")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from memarch.bench.shapes import MEMORIES, MODES, PRESETS, adapt
+from memarch.bench.study import PARTS
 from memarch.components.errors import SpecError, did_you_mean
 from memarch.output import document_only, log
 
@@ -110,6 +111,18 @@ def _kernels(options: argparse.Namespace) -> None:
     _measure(options, lambda: kernels.run(settings, log))
 
 
+def _study(options: argparse.Namespace) -> None:
+    from memarch.bench import study
+
+    given = {
+        name: value
+        for name, value in vars(options).items()
+        if value is not None and name in study.Settings.__dataclass_fields__
+    }
+    settings = study.Settings(**given)
+    _measure(options, lambda: study.run(settings, log), study.text)
+
+
 def _plot(options: argparse.Namespace) -> None:
     from memarch.bench.plot import check_plotly, write_plot
 
@@ -134,7 +147,11 @@ def _check_folder(file: Path) -> None:
         raise SpecError(f"there is no folder {file.parent} to write {file.name} to")
 
 
-def _measure(options: argparse.Namespace, work: Callable[[], Iterable[Document]]) -> None:
+def _measure(
+    options: argparse.Namespace,
+    work: Callable[[], Iterable[Document]],
+    table: Callable[[Document], str] | None = None,
+) -> None:
     """Run it; a file holds what was found so far, whatever happens afterwards."""
     for file in (options.json, options.plot):
         if file not in (None, STDOUT):
@@ -150,7 +167,7 @@ def _measure(options: argparse.Namespace, work: Callable[[], Iterable[Document]]
                 Path(options.json).write_text(whole + "\n", encoding="utf-8")
     from memarch.bench.result import text
 
-    print(whole if options.json == STDOUT else text(found), flush=True)
+    print(whole if options.json == STDOUT else (table or text)(found), flush=True)
     if options.plot is not None:
         from memarch.bench.plot import write_plot
 
@@ -212,6 +229,24 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     _common(kernels, seconds=2.0)
 
+    study = _command(commands, "study", _study, _ABOUT_STUDY)
+    _several(study, "--parts", PARTS, "which parts; all of them by default")
+    for flag, about in {
+        "--trials": "of the part trials  [default: 5000]",
+        "--workers": "simulated  [default: 1000]",
+        "--worker-trials": "of the simulated workers  [default: 3000]",
+        "--steps": "of a training of the part share  [default: 300]",
+        "--trainings": "of the part share, a core  [default: 4]",
+    }.items():
+        study.add_argument(flag, type=_count, metavar="N", help=about)
+    for flag, about in {
+        "--seconds": "of reports in the part values  [default: 15]",
+        "--worker-seconds": "of a simulated worker's trial, in the mean  [default: 40]",
+    }.items():
+        study.add_argument(flag, type=_seconds, metavar="N", help=about)
+    _json_option(study)
+    study.set_defaults(plot=None, threads=None)
+
     plot = _command(commands, "plot", _plot, _ABOUT_PLOT)
     plot.add_argument("file", type=Path, metavar="FILE.json")
     plot.add_argument("page", type=Path, metavar="PAGE.html")
@@ -253,6 +288,11 @@ def _common(parser: argparse.ArgumentParser, *, seconds: float) -> None:
         metavar="N",
         help=f"time for one case, beyond three runs of each candidate  [default: {seconds:g}]",
     )
+    _json_option(parser)
+    parser.add_argument("--plot", type=Path, metavar="FILE.html", help="bars of the ratios")
+
+
+def _json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         nargs="?",
@@ -260,7 +300,6 @@ def _common(parser: argparse.ArgumentParser, *, seconds: float) -> None:
         metavar="FILE",
         help="print one JSON document and nothing else; with FILE, keep it there, case by case",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE.html", help="bars of the ratios")
 
 
 def _count(text: str) -> int:
@@ -300,6 +339,15 @@ Each operation's Triton kernel against plain PyTorch and torch.compile, and as s
 The ceilings are measured in the same run: the bandwidth of a large copy, the rate of a large matrix
 product. Where flash-linear-attention is installed, the delta rules are compared with its kernels.
 Without a GPU only plain PyTorch and torch.compile are timed."""
+
+_ABOUT_STUDY = """\
+What orchestration costs: empty trials a second, reported values a second, the sampler's own time,
+1,000 simulated workers, and real trainings in a study against the same by hand.
+
+  memarch bench study --json benchmarks/results/study.json     all of it
+  memarch bench study --parts trials --trials 300              a part, small
+
+The machine must have nothing else to do. All of it takes about twelve minutes on two cores."""
 
 _ABOUT_PLOT = """\
 Draw a kept result.

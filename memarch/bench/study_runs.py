@@ -154,15 +154,20 @@ def ask(folder: str, sampler: str, counts: list[int], repeats: int = 5) -> Json:
     place = StudyFolder(Path(folder), "ask")
     place.write_info({"id": "bench"})
     asking = Asking(place, study_file.study, spaces, Judge(study_file.study))
-    asking.open("bench", None, {})
-    study, found = asking._study, []
+    asking.open("bench", f"journal:///{folder}/journal", {})
+    ledger, study, found = asking._ledger, asking._study, []
+    assert ledger is not None
     records: dict[int, Json] = {}
     for count in counts:
-        while len(study.get_trials(deepcopy=False)) < count:  # told, as if by a random search
-            study.sampler = optuna.samplers.RandomSampler(seed=len(study.trials))
+        study.sampler = optuna.samplers.RandomSampler(seed=count)
+        for _ in range(len(study.get_trials(deepcopy=False)), count):  # as of a random search
             trial = study.ask()
             _, draws = asking._coder.suggest(trial)
             study.tell(trial, draws["lr"])
+        with ledger.change():
+            pass
+        while ledger._count < count:
+            time.sleep(0.1)  # its thread is to have nothing to write
         for number in range(len(records), count):
             records[number] = {"number": number, "copy_of": None} | _row(number)
         seconds = []
@@ -179,8 +184,10 @@ def ask(folder: str, sampler: str, counts: list[int], repeats: int = 5) -> Json:
 
 
 def _row(number: int) -> Json:
-    params = {"num_tokens": number, "lr": 1e-3, "segment_length": 16}
-    return {"variant": "rmt", "params": params, "seed": 0, "metrics": {}, "state": "complete"}
+    """Of a trial like no other, so that the next one is the sampler's to draw."""
+    params = {"num_tokens": 1 + number % 64, "lr": 1e-3 + 1e-9 * number, "segment_length": 16}
+    variant = ("rmt", "armt")[number % 2]
+    return {"variant": variant, "params": params, "seed": 1, "metrics": {}, "state": "complete"}
 
 
 class Host:
