@@ -121,9 +121,14 @@ def _path(url: str) -> Path:
 
 
 def _check_path(path: Path, url: str) -> None:
-    existing = next(parent for parent in path.parents if parent.exists())
-    if path.is_dir() or not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise SpecError(f"{url}: {path} cannot be written", path="--database")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise SpecError(f"{url}: cannot be written: {error}", path="--database") from None
+    if not path.stat().st_size:
+        path.unlink()
 
 
 def _first_line(error: BaseException) -> str:
