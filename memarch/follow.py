@@ -25,6 +25,10 @@ QUIET_SECONDS = 15.0
 
 BEST_ROWS = 5
 
+SUMMARY_SHARE = 20.0
+LONG_SUMMARY = 0.02
+"""Without a terminal, a summary that takes longer comes again after so many times its time."""
+
 TOLD_COSTS = ("cost/state_bytes", "cost/wall_seconds")
 
 
@@ -228,6 +232,7 @@ class Lines:
         self.console = console
         self.progress = Progress()
         self.last = time.monotonic()
+        self.summary_due = 0.0
         self.told: set[int] = set()
 
     def __enter__(self) -> Lines:
@@ -246,12 +251,20 @@ class Lines:
             self.told.add(event.record["number"])
             self._say(progress.row(event.record))
             if not again:
-                self._say(f"    {progress.summary()}")
+                self._summarise()
         elif isinstance(event, events.Notice):
             self._say(event.message)
         elif time.monotonic() - self.last > QUIET_SECONDS and progress.running:
             now = [f"{n:03d} {t.variant} {t.share:.0%}" for n, t in progress.running.items()]
             self._say(f"running: {', '.join(now)}")
+
+    def _summarise(self) -> None:
+        """After each trial, and less often where there are so many that ranking them takes long."""
+        before = time.monotonic()
+        if before >= self.summary_due:
+            self._say(f"    {self.progress.summary()}")
+            took = self.last - before
+            self.summary_due = self.last + (SUMMARY_SHARE * took if took > LONG_SUMMARY else 0)
 
     def _say(self, line: str) -> None:
         self.last = time.monotonic()
