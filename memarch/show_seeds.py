@@ -12,6 +12,9 @@ from memarch.studies import leaderboard as board
 from memarch.studies.ablation import Comparison, comparisons
 from memarch.studies.replicates import Replicates, replicates
 
+COSTS = {"cost/state_bytes": "state", "cost/flops_per_token": "FLOPs/token"}
+"""The costs beside settings over their seeds; each trial's table has them all."""
+
 _OUTCOMES = {"better": "green", "worse": "red", "equivalent": "cyan"}
 
 
@@ -21,19 +24,22 @@ def settings(document: board.Document) -> RenderableType:
     rows = replicates(document)
     costs = {
         name: heading
-        for name, heading in board.COSTS.items()
+        for name, heading in COSTS.items()
         if any(name in row.metrics() for row in rows)
     }
     others = [goal for goal in board.objectives(document) if goal not in (metric, *costs)]
     share = any(row.solved is not None for row in rows)
     drawn = any(board.settings({"params": row.params}) for row in rows)
-    headings = ["rank", "variant", *["settings"] * drawn, "seeds", metric, "95 %", "median"]
+    name = metric.rpartition("/")[2]
+    headings = ["rank", "variant", *["settings"] * drawn, "seeds", name, "95 %", "median"]
     headings += ["range", *["solved"] * share, *others, *costs.values()]
     made = table(
-        f"{document['name']}: {document['state']}, by the mean over seeds",
+        f"{document['name']}: {document['state']}, by the mean of {metric} over seeds",
         headings,
         right=[heading for heading in headings if heading not in ("variant", "settings")],
     )
+    for column in made.columns:
+        column.no_wrap = column.header != "settings"
     tied = sum(row.tied for row in rows) > 1
     for rank, row in enumerate(rows, start=1):
         means = {"metrics": row.metrics()}
@@ -74,6 +80,7 @@ def ablation(document: board.Document) -> RenderableType:
         ["setting", "change", "difference", "95 %", "p", "g", "what it shows"],
         right=["difference", "95 %", "p", "g"],
     )
+    made.columns[0].no_wrap = made.columns[3].no_wrap = True
     for one in found:
         made.add_row(*_compared(one), style=_OUTCOMES.get(one.outcome))
     note = (
@@ -122,4 +129,4 @@ def _seeds(row: Replicates) -> str:
 
 
 def _span(ends: tuple[float, float], metric: str) -> str:
-    return " - ".join(board.figure({"metrics": {metric: end}}, metric, digits=3) for end in ends)
+    return "-".join(board.figure({"metrics": {metric: end}}, metric, digits=3) for end in ends)

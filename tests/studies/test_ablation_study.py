@@ -106,7 +106,13 @@ def test_every_setting_has_the_same_seeds_and_equal_ones_are_not_run_again(chanc
 def test_show_has_settings_over_seeds_and_every_change(chance: Path) -> None:
     shown = CliRunner().invoke(app, ["study", "show", "chance", "--storage", str(chance)])
     assert shown.exit_code == 0, shown.output
-    for text in ("no_write", "worse by 0.", "0 of 7", "6 of 7", "by the mean over seeds"):
+    for text in (
+        "no_write",
+        "worse by 0.",
+        "0 of 7",
+        "6 of 7",
+        "by the mean of eval/kv/exact_match over seeds",
+    ):
         assert text in shown.output
     assert "differences by seed" not in shown.output
     arguments = ["study", "show", "chance", "--seeds", "--storage", str(chance)]
