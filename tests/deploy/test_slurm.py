@@ -83,6 +83,7 @@ def test_without_a_study_file_the_script_says_what_it_wants(start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_job_that_is_cut_off_is_queued_again_and_goes_on(start, tmp_path):
     storage, log = tmp_path / "runs", tmp_path / "job.log"
     file = write_study(

@@ -49,13 +49,14 @@ def drive(
         text=True,
         check=False,
         cwd=storage.parent,
-        timeout=280,
+        timeout=800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_node_without_the_drivers_memarch_gets_it(cluster, tmp_path):
     file = write_study(tmp_path, name="sent", budget="{trials: 2}", cpus=1)
     said = drive(cluster, file, tmp_path / "runs", "resources.custom.second=1")
@@ -64,29 +65,38 @@ def test_a_node_without_the_drivers_memarch_gets_it(cluster, tmp_path):
     assert not list((tmp_path / "runs").glob(".node-check-*"))
 
 
-@pytest.mark.slow
-def test_a_trial_spans_nodes_goes_on_after_a_loss_and_ends_at_its_time(cluster, tmp_path):
+def spanning(cluster: LoopbackCluster, folder: Path, **question: list[int]) -> tuple[Any, Any]:
+    """A study of one trial over two nodes: how it ended, and what each process wrote of itself."""
     file = write_study(
-        tmp_path,
-        name="spans",
-        budget="{trials: 2}",
-        question={"die": [0], "hang": [1]},
-        trial_time_limit="60s",
+        folder, name="spans", budget="{trials: 1}", question=question, trial_time_limit="20s"
     )
     trial = f"{HERE / 'spanning_trials.py'}:run"
     size = ["resources.cpus=1", "resources.nodes=2", "resources.cpus_per_node=1"]
-    drive(cluster, file, tmp_path / "runs", *size, TRIAL=trial)
-    lost, late = show_study("spans", tmp_path / "runs")["trials"]
-    assert (lost["state"], lost["attempts"]) == ("complete", 2)
-    assert lost["metrics"] == {"eval/kv/exact_match": 12.0, "train/begun": 2.0}
-    assert (late["state"], late["attempts"]) == ("failed", 1)
-    assert "longer than trial_time_limit" in late["reason"]
-    for number, processes in ((0, 4), (1, 2)):
-        found = list(StudyFolder(tmp_path / "runs", "spans").trial(number).path.glob("pid-*"))
-        assert len(found) == processes
-        assert len({file.read_text() for file in found}) == 2  # two ranks, a node for each
-    pids = [int(path.name[4:]) for path in found]
-    wait_for_end(pids)
+    drive(cluster, file, folder / "runs", *size, TRIAL=trial)
+    (row,) = show_study("spans", folder / "runs")["trials"]
+    path = StudyFolder(folder / "runs", "spans").trial(0).path
+    return row, {int(file.name[4:]): file.read_text() for file in path.glob("pid-*")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_trial_over_two_nodes_goes_on_after_the_loss_of_a_process(cluster, tmp_path):
+    trial, processes = spanning(cluster, tmp_path, die=[0], hang=[])
+    assert (trial["state"], trial["attempts"]) == ("complete", 2)
+    assert trial["metrics"] == {"eval/kv/exact_match": 12.0, "train/begun": 2.0}
+    assert len(processes) == 4
+    nodes = {text.split()[1] for text in processes.values()}
+    assert len(nodes) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_trial_over_two_nodes_ends_at_its_time_with_all_processes(cluster, tmp_path):
+    trial, processes = spanning(cluster, tmp_path, die=[], hang=[0])
+    assert (trial["state"], trial["attempts"]) == ("failed", 1)
+    assert "longer than trial_time_limit" in trial["reason"]
+    assert len(processes) == 2
+    wait_for_end(list(processes))
 
 
 def wait_for_end(pids: list[Any]) -> None:
