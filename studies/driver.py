@@ -555,6 +555,7 @@ class _Driver:
     def _cut_off(self, trial: LiveTrial, verdict: Verdict) -> None:
         """End an attempt whose worker does not answer."""
         self._pool().kill(trial.key)
+        end_orphan(self.folder.trial(trial.number).path, trial.attempt)
         del self.running[trial.number]
         trial.verdict = verdict
         self._finish(trial, failed(""))
@@ -577,6 +578,8 @@ class _Driver:
             self._finish(trial, result)
 
     def _worker_died(self, trial: LiveTrial, result: Json) -> None:
+        # Cut off from its node it may live on for a while.
+        end_orphan(self.folder.trial(trial.number).path, trial.attempt)
         last_act = self.folder.trial(trial.number).result
         if last_act is None and not result.get("counts", True):
             self.waiting.appendleft(trial)

@@ -121,8 +121,9 @@ def _numbers(
     # Before the first stand trials of earlier studies, of a warm start.
     if {number for number in trials if number >= first} != set(records):
         yield f"Optuna has trials {sorted(trials)}, the records are {sorted(records)}"
-    begun = {n for n, record in records.items() if record["attempts"] or _finished(record)}
-    if not begun <= set(runs) <= set(records):
+    # What was stopped at once has no run yet: `resume` makes it.
+    finished = {n for n, record in records.items() if _finished(record)}
+    if not finished <= set(runs) <= set(records):
         yield f"MLflow has runs {sorted(runs)}, the records are {sorted(records)}"
     for number, count in Counter({n: len(found) for n, found in runs.items()}).items():
         if count != 1:
