@@ -6,7 +6,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format types run-tests run-lint run-types base dev clean
+.PHONY: help quickstart test test-slow lint format types run-tests run-lint run-types base dev clean
 
 PYTEST_ARGS ?=
 STORAGE := $(or $(MEMARCH_STORAGE),runs)
@@ -76,6 +76,7 @@ BIN = "$$(dirname "$$(cat .make/python)")"
 help:
 	@echo "make quickstart  set up, run a first search over memory mechanisms, show where to look"
 	@echo "make test        set up, run the whole test suite      (PYTEST_ARGS='-k name' for a part)"
+	@echo "make test-slow   those that take minutes each: faults on clusters, SLURM, sixty trials"
 	@echo "make lint        ruff check and format check           make format   apply both"
 	@echo "make types       mypy over all folders                 make clean    remove what was made"
 	@echo "PYTHON=/path/to/python and an active virtual or conda environment are honoured."
@@ -102,6 +103,8 @@ quickstart: base
 	echo "  search_spaces/quickstart.yaml                 the study itself: copy it, change it, run it"
 
 test: dev run-tests
+test-slow: dev
+	@$(BIN)/pytest -m slow $(PYTEST_ARGS)
 lint: dev run-lint
 types: dev run-types
 format: dev
@@ -109,7 +112,7 @@ format: dev
 	@$(BIN)/ruff format .
 
 run-tests:
-	@$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+	@$(BIN)/pytest -n 2 -m "not slow" $(PYTEST_ARGS)
 
 run-lint:
 	@$(BIN)/ruff check .

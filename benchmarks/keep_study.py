@@ -15,12 +15,12 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from memarch.studies import leaderboard as board
-from memarch.studies.ablation import conclusions
-from memarch.studies.report import front_svg
-from memarch.studies.report_ablation import ablation_table, forest
-from memarch.studies.report_records import Records
-from memarch.studies.store import plain, show_study
+from memarch.studies.records.store import plain, show_study
+from memarch.studies.report.ablation import ablation_table, forest
+from memarch.studies.report.records import Records
+from memarch.studies.report.write import front_svg
+from memarch.studies.results import leaderboard as board
+from memarch.studies.results.ablation import conclusions
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "optuna", "ray", "mlflow")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from memarch.arch.build import build_model
-from memarch.studies.machine import peak_memory_bytes, reset_peak_memory, versions
+from memarch.studies.training.machine import peak_memory_bytes, reset_peak_memory, versions
 
 SHORT = 100_000
 BLOCK = 4_000

@@ -12,7 +12,7 @@ from memarch.arch.spec import ModelSpec
 from memarch.components.plugins import load_plugins
 from memarch.inputs import find_trial, open_study, resolve_one
 from memarch.search_spaces.study_file import StudyFile
-from memarch.studies.events import Event, StudyResult
+from memarch.studies.driver.events import Event, StudyResult
 
 
 def build(
@@ -30,8 +30,8 @@ def build(
     """
     if not isinstance(spec, str | Path):
         return build_model(spec, vocab_size=vocab_size, seed=seed)
-    from memarch.studies.points import make_task
-    from memarch.studies.session import seed_of
+    from memarch.studies.training.points import make_task
+    from memarch.studies.training.session import seed_of
 
     resolved = resolve_one(load_study(spec, overrides), variant).spec
     if vocab_size is None and resolved.get("task") is not None:
@@ -47,7 +47,7 @@ def load(
     load_plugins(plugins)
     path = Path(model)
     if not path.exists():
-        from memarch.studies.store import storage_folder
+        from memarch.studies.records.store import storage_folder
 
         trial = find_trial(str(model), storage_folder(storage))
         if trial is not None:
@@ -78,7 +78,7 @@ def run_study(
     The result has `.best_trial` (a map with `variant`, `params`, `metrics`), `.best` (the numbers
     of the best trials), `.trials` and `.frame()`.
     """
-    from memarch.studies import driver
+    from memarch.studies.driver import driver
 
     return driver.run_study(
         file, storage=storage, name=name, overrides=overrides, address=address, on_event=on_event
@@ -87,7 +87,7 @@ def run_study(
 
 def study_results(name: str, *, storage: str | Path | None = None) -> StudyResult:
     """What is known of a study that ran, or runs: `.best_trial`, `.best`, `.trials`, `.frame()`."""
-    from memarch.studies.store import find_study, show_study
+    from memarch.studies.records.store import find_study, show_study
 
     shown = show_study(name, storage)
     return StudyResult(path=str(find_study(storage, name).path), **shown)

@@ -94,7 +94,7 @@ class Commands(click.Group):
 
 
 def _storage(context: click.Context, parameter: click.Parameter, value: str | None) -> Path:
-    from memarch.studies.store import storage_folder
+    from memarch.studies.records.store import storage_folder
 
     return storage_folder(value)
 
@@ -379,7 +379,7 @@ def export(trial: str, folder: Path, storage: Path, as_json: bool) -> None:
     AutoModelForCausalLM.from_pretrained("my_model", trust_remote_code=True).
     """
     from memarch.inputs import find_trial
-    from memarch.studies.exporting import export as write
+    from memarch.studies.training.exporting import export as write
 
     found = find_trial(trial, storage)
     if found is None:
@@ -544,7 +544,7 @@ def study_list(storage: Path, as_json: bool) -> None:
     \b
     memarch study list --storage /data/runs
     """
-    from memarch.studies.store import list_studies
+    from memarch.studies.records.store import list_studies
 
     rows = list_studies(storage)
     if as_json:
@@ -583,11 +583,11 @@ def study_show(name: str, storage: Path, seeds: bool, as_json: bool) -> None:
 
         show.trial(trial)
         return
-    from memarch.studies.store import show_study
+    from memarch.studies.records.store import show_study
 
     document = show_study(name, storage)
     if as_json:
-        from memarch.studies.ablation import conclusions
+        from memarch.studies.results.ablation import conclusions
 
         emit(conclusions(document))
         return
@@ -623,8 +623,8 @@ def study_report(
     memarch study report my_study --png pictures
     memarch study report my_study --format csv
     """
-    from memarch.studies.report import write_report
-    from memarch.studies.store import find_study
+    from memarch.studies.records.store import find_study
+    from memarch.studies.report.write import write_report
 
     path = write_report(find_study(storage, name).path, format, png)
     if open_page:
@@ -747,7 +747,7 @@ def _metrics(document: dict[str, Any], as_json: bool) -> None:
 
 def _study_end(document: dict[str, Any], storage: Path, as_json: bool) -> None:
     if as_json:
-        from memarch.studies.ablation import conclusions
+        from memarch.studies.results.ablation import conclusions
 
         emit(conclusions(document))
     else:

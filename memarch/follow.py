@@ -16,9 +16,9 @@ from rich.text import Text
 
 from memarch.inputs import open_study
 from memarch.output import WorkFailedError
-from memarch.studies import events
-from memarch.studies import leaderboard as board
-from memarch.studies.store import StudyFolder
+from memarch.studies.driver import events
+from memarch.studies.records.store import StudyFolder
+from memarch.studies.results import leaderboard as board
 
 QUIET_SECONDS = 15.0
 """Without a terminal, a line about what is running comes after this long a silence."""
@@ -48,7 +48,7 @@ def run(
         new = [each for each in overrides if each not in known.info["overrides"]]
         return resume(known.name, storage, new, **where)
 
-    from memarch.studies.driver import run_study
+    from memarch.studies.driver.driver import run_study
 
     return _followed(
         lambda display: run_study(
@@ -63,7 +63,7 @@ def resume(name: str, storage: Path, overrides: Sequence[str], **where: Any) -> 
     if where.get("file") is not None:  # a mistake is told before all the imports
         open_study(where["file"], overrides, storage).validate()
 
-    from memarch.studies.driver import resume_study
+    from memarch.studies.driver.driver import resume_study
 
     return _followed(
         lambda display: resume_study(
@@ -76,8 +76,8 @@ def resume(name: str, storage: Path, overrides: Sequence[str], **where: Any) -> 
 def _followed(
     work: Callable[[Callable[[events.Event], None]], events.StudyResult], storage: Path
 ) -> dict[str, Any]:
-    from memarch.studies.failures import StudyStoppedError
-    from memarch.studies.store import show_study
+    from memarch.studies.driver.failures import StudyStoppedError
+    from memarch.studies.records.store import show_study
 
     console = Console(stderr=True)
     with _display(console) as display:
@@ -219,7 +219,7 @@ class Progress:
 
 def _finished(folder: Path) -> dict[int, dict[str, Any]]:
     """Records of the trials that an earlier driver finished, by number."""
-    from memarch.studies.store import FINISHED, StudyFolder
+    from memarch.studies.records.store import FINISHED, StudyFolder
 
     records = StudyFolder(folder.parent.parent, folder.name).records()
     return {number: record for number, record in records.items() if record["state"] in FINISHED}

@@ -11,7 +11,7 @@ from memarch.components.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from memarch.search_spaces.study_file import Resolved, StudyFile
-    from memarch.studies.store import TrialFolder
+    from memarch.studies.records.store import TrialFolder
 
 TRIAL = re.compile(r"(?P<study>.+)/(?P<number>\d+)")
 
@@ -20,8 +20,8 @@ def open_study(
     file: str | Path, overrides: Sequence[str] = (), storage: str | Path | None = None
 ) -> StudyFile:
     """Read a study file; what it may extend besides files are the trials of a storage folder."""
-    from memarch.studies.spec import load_study
-    from memarch.studies.store import find_spec, storage_folder
+    from memarch.studies.records.store import find_spec, storage_folder
+    from memarch.studies.settings.spec import load_study
 
     folder = storage_folder(storage)
     return load_study(
@@ -59,7 +59,7 @@ def resolve_one(
 
 def find_trial(reference: str, storage: Path) -> TrialFolder | None:
     """The trial that `STUDY/7` names; None where it is not of that form."""
-    from memarch.studies.store import find_study
+    from memarch.studies.records.store import find_study
 
     match = TRIAL.fullmatch(reference)
     if match is None:

@@ -26,7 +26,7 @@ def log(message: str) -> None:
 
 def emit(document: Any, path: Path | None = None) -> None:
     """One JSON document on stdout, or in a file."""
-    from memarch.studies.store import plain
+    from memarch.studies.records.store import plain
 
     text = json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
     if path is None:

@@ -17,8 +17,13 @@ from memarch.arch.spec import Impl, ModelSpec, Schedule, own_name
 from memarch.components.memory import memories
 from memarch.components.registry import Entry
 from memarch.search_spaces.ablation import AblationSettings
-from memarch.studies.size_settings import MatchSettings, ScaleSettings
-from memarch.studies.spec import EvalSettings, ResourceSettings, StudySettings, TrainSettings
+from memarch.studies.settings.size_settings import MatchSettings, ScaleSettings
+from memarch.studies.settings.spec import (
+    EvalSettings,
+    ResourceSettings,
+    StudySettings,
+    TrainSettings,
+)
 from memarch.studies.tasks.base import tasks
 
 Json = dict[str, Any]

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from memarch.studies import leaderboard as board
+from memarch.studies.results import leaderboard as board
 
 Row = Mapping[str, Any]
 WIDTH = 140

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from memarch.show import table
-from memarch.studies import leaderboard as board
-from memarch.studies.ablation import Comparison, comparisons
-from memarch.studies.replicates import Replicates, replicates
+from memarch.studies.results import leaderboard as board
+from memarch.studies.results.ablation import Comparison, comparisons
+from memarch.studies.results.replicates import Replicates, replicates
 
 COSTS = {"cost/state_bytes": "state", "cost/flops_per_token": "FLOPs/token"}
 """The costs beside settings over their seeds; each trial's table has them all."""

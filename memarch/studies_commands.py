@@ -9,7 +9,7 @@ from typing import Any
 
 from memarch.components.errors import SpecError
 from memarch.inputs import TRIAL, find_trial
-from memarch.studies.store import StudyFolder, find_study, show_study
+from memarch.studies.records.store import StudyFolder, find_study, show_study
 
 Json = dict[str, Any]
 
@@ -19,7 +19,7 @@ def diff(first: str, second: str, storage: Path) -> Json:
     trials = [TRIAL.fullmatch(name) is not None for name in (first, second)]
     if trials[0] != trials[1]:
         raise SpecError(f"{first!r} and {second!r} are a study and a trial: give two of one kind")
-    from memarch.studies import differences
+    from memarch.studies.records import differences
 
     if trials[0]:
         sides = [_trial(name, storage) for name in (first, second)]
@@ -39,7 +39,7 @@ def diff(first: str, second: str, storage: Path) -> Json:
 
 def show_trial(reference: str, storage: Path) -> Json:
     """One trial: settings with their origins, metrics, attempts, where its files are."""
-    from memarch.studies.provenance import settings_with_origins
+    from memarch.studies.records.provenance import settings_with_origins
 
     trial = _trial(reference, storage)
     folder = Path(trial["path"])
@@ -63,14 +63,14 @@ def extend(
     top: int | None,
 ) -> list[str]:
     """The overrides with which the study is resumed."""
-    from memarch.studies import extending
+    from memarch.studies.search import extending
 
     folder = find_study(storage, name)
     return extending.extend(folder, trials=trials, hours=hours, seeds=seeds, top=top)
 
 
 def _file(folder: StudyFolder) -> Any:
-    from memarch.studies.snapshot import read_snapshot
+    from memarch.studies.records.snapshot import read_snapshot
 
     return read_snapshot(folder.path, folder.info["overrides"])
 

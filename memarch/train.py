@@ -13,7 +13,7 @@ from memarch.inputs import find_trial, open_study, resolve_one
 from memarch.output import WorkFailedError, log
 
 if TYPE_CHECKING:
-    from memarch.studies.store import TrialFolder
+    from memarch.studies.records.store import TrialFolder
 
 Json = dict[str, Any]
 
@@ -22,7 +22,7 @@ def train_file(
     file: Path, storage: Path, overrides: Sequence[str], variant: str | None, *, again: bool
 ) -> Json:
     """Train the one model of a file; `{"metrics", "spec", "path"}`."""
-    from memarch.studies.store import read_json, write_json
+    from memarch.studies.records.store import read_json, write_json
 
     study = open_study(file, overrides, storage)
     resolved = resolve_one(study, variant)
@@ -46,8 +46,8 @@ def train_trial(reference: str, storage: Path, overrides: Sequence[str]) -> Json
 
     `{"metrics", "spec", "path", "reproduced"}`: whether the numbers are those of the record.
     """
-    from memarch.studies.reproducing import reproduce
-    from memarch.studies.training import NotFiniteError
+    from memarch.studies.training.reproducing import reproduce
+    from memarch.studies.training.training import NotFiniteError
 
     if overrides:
         raise SpecError("a trial has its spec; --set goes with a file")
@@ -96,7 +96,7 @@ def evaluate(
     model: str, file: Path, storage: Path, overrides: Sequence[str], variant: str | None
 ) -> Json:
     """A saved model by the `eval:` section of a file; `{"metrics", "spec", "path"}`."""
-    from memarch.studies.trial import evaluate_saved
+    from memarch.studies.training.trial import evaluate_saved
 
     path, record = _saved_model(model, storage)
     study = open_study(file, overrides, storage)
@@ -135,8 +135,8 @@ def _nearest(model: str, storage: Path) -> str:
 
 
 def _train(spec: Json, folder: Path) -> Json:
-    from memarch.studies.training import NotFiniteError
-    from memarch.studies.trial import train_spec
+    from memarch.studies.training.training import NotFiniteError
+    from memarch.studies.training.trial import train_spec
 
     try:
         return train_spec(spec, folder, _told())

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from memarch.components.errors import SpecError
 from memarch.output import WorkFailedError, log
-from memarch.studies.mlflow_ui import saved_views
-from memarch.studies.tracking import own_database, tracking_uri
+from memarch.studies.records.mlflow_ui import saved_views
+from memarch.studies.records.tracking import own_database, tracking_uri
 
 HOST = "127.0.0.1"
 PATIENCE = 180.0

@@ -20,12 +20,12 @@ import torch
 from memarch.arch.build import build_model
 from memarch.search_spaces.ranges import Range, described
 from memarch.search_spaces.sizing import UnreachableError
-from memarch.studies.budget import Budget
-from memarch.studies.costs import measured
-from memarch.studies.machine import peak_memory_bytes, reset_peak_memory
-from memarch.studies.points import canonical, eval_points, make_task
-from memarch.studies.session import EVALUATION_ROWS, EVALUATIONS, Session, seed_of
-from memarch.studies.trainer import SessionTrainer
+from memarch.studies.search.costs import measured
+from memarch.studies.training.budget import Budget
+from memarch.studies.training.machine import peak_memory_bytes, reset_peak_memory
+from memarch.studies.training.points import canonical, eval_points, make_task
+from memarch.studies.training.session import EVALUATION_ROWS, EVALUATIONS, Session, seed_of
+from memarch.studies.training.trainer import SessionTrainer
 
 if TYPE_CHECKING:
     from memarch.search_spaces.study_file import Resolved, StudyFile

@@ -19,7 +19,7 @@ STUDIES = [
 @pytest.mark.parametrize("text", STUDIES)
 def test_its_studies_are_valid(text: str, tmp_path: Path) -> None:
     """Each YAML block that is a whole study."""
-    from memarch.studies.spec import load_study
+    from memarch.studies.settings.spec import load_study
 
     file = tmp_path / "study.yaml"
     file.write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from memarch.bench.timing import Timed, ratios
-from memarch.studies.machine import versions
+from memarch.studies.training.machine import versions
 
 Row = dict[str, Any]
 Document = dict[str, Any]

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from memarch.studies.store import Json
+from memarch.studies.records.store import Json
 
 MARKS = (100, 500, 1000, 2000, 3000, 4000, 5000, 10_000)
 """Numbers of trials at which time and memory are noted."""
@@ -105,7 +105,7 @@ class Watch:
 
 def trials(folder: str, count: int) -> Json:
     """A study of so many empty trials."""
-    from memarch.studies.driver import run_study
+    from memarch.studies.driver.driver import run_study
 
     watch = Watch(folder, count)
     run_study(
@@ -119,7 +119,7 @@ def trials(folder: str, count: int) -> Json:
 
 def values(folder: str, seconds: float) -> Json:
     """A study whose trials, one a core, do nothing but report."""
-    from memarch.studies.driver import run_study
+    from memarch.studies.driver.driver import run_study
 
     os.environ["MEMARCH_BENCH_SECONDS"] = str(seconds)
     cores = os.cpu_count() or 1
@@ -143,10 +143,10 @@ def ask(folder: str, sampler: str, counts: list[int], repeats: int = 5) -> Json:
     """Seconds of one ask, by the number of trials that are there."""
     import optuna
 
-    from memarch.studies.asking import Asking
-    from memarch.studies.judging import Judge
-    from memarch.studies.spec import load_study
-    from memarch.studies.store import StudyFolder
+    from memarch.studies.driver.judging import Judge
+    from memarch.studies.records.store import StudyFolder
+    from memarch.studies.search.asking import Asking
+    from memarch.studies.settings.spec import load_study
 
     study_file = load_study(_study(folder, 10**6, sampler))
     study_file.validate()
@@ -222,7 +222,8 @@ def workers(folder: str, count: int, seconds: float, every: float, trials: int) 
     """A study over simulated workers: real driver, mailbox and messages, no processes of theirs."""
     import ray
 
-    from memarch.studies import driver, pool
+    from memarch.studies.cluster import pool
+    from memarch.studies.driver import driver
 
     hosts: list[Any] = []
     nothing: Any = None
@@ -275,7 +276,7 @@ def _busy(rows: list[Json], count: int) -> Json:
 
 def share(folder: str, file: str, overrides: list[str]) -> Json:
     """A study of real trainings: when its first began and its last ended."""
-    from memarch.studies.driver import run_study
+    from memarch.studies.driver.driver import run_study
 
     begun = time.time()
     result = run_study(file, storage=Path(folder) / "runs", overrides=overrides)
@@ -297,7 +298,7 @@ def by_hand(folder: str, specs: list[str]) -> Json:
     """The same trainings one after the other in one process, as `memarch train` runs them."""
     import torch
 
-    from memarch.studies.trial import train_spec
+    from memarch.studies.training.trial import train_spec
 
     torch.set_num_threads(1)
     each, first = [], time.time()

@@ -14,7 +14,7 @@ import torch
 from memarch.arch.build import build_model
 from memarch.arch.exactness import assert_agree, results
 from memarch.arch.model import MemarchModel
-from memarch.studies.optimizers import add_lora, merge_lora
+from memarch.studies.training.optimizers import add_lora, merge_lora
 
 MEMORY: dict[str, Any] = {
     "a": {"type": "armt", "d_mem": 4, "num_tokens": 2, "layers": [0, 2, 3]},

@@ -106,7 +106,7 @@ def test_failed_work_is_code_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: object) -> None:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("memarch.studies.store.list_studies", fail)
+    monkeypatch.setattr("memarch.studies.records.store.list_studies", fail)
     code, out, err = run("study", "list")
     assert (code, out) == (1, "")
     assert "the disk is full" in err

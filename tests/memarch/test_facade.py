@@ -71,7 +71,7 @@ def test_wrong_input_is_a_spec_error(tmp_path: Path) -> None:
 
 
 def test_the_best_trial_is_given_whole() -> None:
-    from memarch.studies.events import StudyResult
+    from memarch.studies.driver.events import StudyResult
 
     trials = [
         {

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from memarch.follow import Lines, Progress, Screen
-from memarch.studies import events
-from memarch.studies import leaderboard as board
+from memarch.studies.driver import events
+from memarch.studies.results import leaderboard as board
 
 METRIC = "eval/kv/exact_match"
 

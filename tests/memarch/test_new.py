@@ -122,7 +122,6 @@ resources: {cpus: 1}
 """
 
 
-@pytest.mark.slow
 def test_a_newcomers_memory_and_task_run_in_a_study_beside_rmt(tmp_path: Path) -> None:
     new("memory", tmp_path / "newcomers_memory.py")
     new("task", tmp_path / "newcomers_task.py")

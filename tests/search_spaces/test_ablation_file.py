@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from memarch.search_spaces.study_file import StudyFile
-from memarch.studies.snapshot import read_snapshot, write_snapshot
-from memarch.studies.spec import load_study
+from memarch.studies.records.snapshot import read_snapshot, write_snapshot
+from memarch.studies.settings.spec import load_study
 
 GOOD = """
 study: {design: ablation, seeds: {model: [1, 2, 3, 4, 5, 6]}}
@@ -146,7 +146,7 @@ def test_a_factorial_of_changes_combines_two_and_more_of_them(load: Load) -> Non
 
 
 def test_all_settings_draw_the_same_values_and_have_the_same_data(load: Load) -> None:
-    from memarch.studies.sampling import one_of_each
+    from memarch.studies.search.sampling import one_of_each
 
     study = load("{baseline: gradmem, changes: {rmt: {variant: rmt}}}")
     points = one_of_each({name: study.space(name) for name in study.variants}, 1)

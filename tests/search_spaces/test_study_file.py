@@ -13,7 +13,7 @@ from memarch.components.errors import SpecError
 from memarch.components.memory import memories
 from memarch.search_spaces.ranges import Choice, Float, Int, Subset
 from memarch.search_spaces.study_file import StudyFile, resolve_env
-from memarch.studies.spec import load_study
+from memarch.studies.settings.spec import load_study
 
 GOOD = """
 study: {name: good, budget: {trials: 4}}

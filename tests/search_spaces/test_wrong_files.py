@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from memarch.components.errors import SpecError
-from memarch.studies.spec import load_study
+from memarch.studies.settings.spec import load_study
 
 DATA = YAML(typ="safe").load(Path(__file__).with_name("wrong_files.yaml"))
 CASES: dict[str, Any] = DATA["cases"]

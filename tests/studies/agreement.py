@@ -14,8 +14,8 @@ from typing import Any
 
 import optuna
 
-from memarch.studies.store import FINISHED, StudyFolder
-from memarch.studies.tracking import metric_name
+from memarch.studies.records.store import FINISHED, StudyFolder
+from memarch.studies.records.tracking import metric_name
 
 OPTUNA_STATES = {
     "complete": ("COMPLETE",),

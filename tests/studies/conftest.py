@@ -14,7 +14,7 @@ __all__ = ["mlflow_server", "mlflow_server_of_session", "postgres", "postgres_se
 def local_ray() -> Iterator[None]:
     import ray
 
-    from memarch.studies.cluster import start_ray
+    from memarch.studies.cluster.cluster import start_ray
 
     started = start_ray(None)
     yield

@@ -89,7 +89,7 @@ def misbehave(plan: dict[str, Any], number: int, spec: dict[str, Any]) -> None:
 
 def pause(seconds: float) -> None:
     """Like a training run, it ends at once where its driver says so."""
-    from memarch.studies import heartbeat
+    from memarch.studies.cluster import heartbeat
 
     for _ in range(int(10 * seconds)):
         if heartbeat.halted():

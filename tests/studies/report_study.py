@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from memarch.studies.store import write_json
+from memarch.studies.records.store import write_json
 
 METRIC = "eval/kv/exact_match"
 LR = {"float": [1e-4, 1e-1], "log": True}

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 
-from memarch.studies.team import Team
-from memarch.studies.training import train
+from memarch.studies.training.team import Team
+from memarch.studies.training.training import train
 
 CUT_AT = 8
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ablation_documents import LOSS, document, trial
 
-from memarch.studies.ablation import Comparison, comparisons, conclusions
+from memarch.studies.results.ablation import Comparison, comparisons, conclusions
 
 RANDOM = np.random.default_rng(3)
 SOLVED, GUESS = [1.0] * 5, [0.31, 0.34, 0.33, 0.35, 0.32]

@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from memarch.cli import app
-from memarch.studies.ablation import Comparison, comparisons, conclusions
-from memarch.studies.driver import run_study
-from memarch.studies.replicates import replicates
-from memarch.studies.store import show_study
+from memarch.studies.driver.driver import run_study
+from memarch.studies.records.store import show_study
+from memarch.studies.results.ablation import Comparison, comparisons, conclusions
+from memarch.studies.results.replicates import replicates
 
 TRIALS = Path(__file__).with_name("ablation_trials.py")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from memarch.studies.artifacts import ArtifactStore, TrialArtifacts, fetch_model, kept_at
-from memarch.studies.checkpoints import load_checkpoint, save_checkpoint
+from memarch.studies.records.artifacts import ArtifactStore, TrialArtifacts, fetch_model, kept_at
+from memarch.studies.training.checkpoints import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(params=["file", "memory"])

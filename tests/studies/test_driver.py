@@ -15,9 +15,9 @@ import optuna
 import pytest
 
 from memarch.components.errors import SpecError
-from memarch.studies import events
-from memarch.studies.driver import list_studies, resume_study, show_study
-from memarch.studies.store import StudyFolder
+from memarch.studies.driver import events
+from memarch.studies.driver.driver import list_studies, resume_study, show_study
+from memarch.studies.records.store import StudyFolder
 
 
 def load_sibling(name: str) -> Any:
@@ -217,7 +217,7 @@ def test_a_study_has_one_driver_may_grow_and_does_not_change_with_its_file(share
 def test_what_goes_wrong_is_recorded_with_its_reason_and_the_study_goes_on(
     shared, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("memarch.studies.driver.GRACE", 1.0)
+    monkeypatch.setattr("memarch.studies.driver.driver.GRACE", 1.0)
     wrong = {"fail": [1], "nan": [2], "silent": [3], "hang": [4], "die": {"5": 9}, "reports": 9}
     file = write_study(
         tmp_path, name="failing", question=wrong, budget="{trials: 7}", trial_time_limit="2s"
@@ -292,7 +292,7 @@ def test_points_that_break_a_constraint_as_they_stand_cost_no_worker(shared, tmp
 
 
 def test_a_space_without_a_feasible_point_ends(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr("memarch.studies.asking.MOST_INFEASIBLE", 10)
+    monkeypatch.setattr("memarch.studies.search.asking.MOST_INFEASIBLE", 10)
     file = write_study(
         tmp_path,
         name="hopeless",

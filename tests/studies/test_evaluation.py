@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from memarch.arch.build import build_model
-from memarch.studies.evaluation import _slices, evaluate
 from memarch.studies.tasks.base import Task, build_task
+from memarch.studies.training.evaluation import _slices, evaluate
 
 BABI = str(Path(__file__).parents[1] / "data" / "babi")
 TASKS: dict[str, dict[str, Any]] = {

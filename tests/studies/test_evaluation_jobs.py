@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from driver_study import write_study
 
-from memarch.studies.driver import run_study
-from memarch.studies.store import StudyFolder, read_json
-from memarch.studies.trial import run_trial
+from memarch.studies.driver.driver import run_study
+from memarch.studies.records.store import StudyFolder, read_json
+from memarch.studies.training.trial import run_trial
 
 TRIALS = Path(__file__).with_name("two_part_trials.py")
 

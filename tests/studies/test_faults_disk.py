@@ -10,10 +10,11 @@ import driver_study as helpers
 import pytest
 from agreement import assert_records_agree
 
-from memarch.studies import events, heartbeat
-from memarch.studies.driver import resume_study
-from memarch.studies.failures import StudyStoppedError
-from memarch.studies.store import StudyFolder
+from memarch.studies.cluster import heartbeat
+from memarch.studies.driver import events
+from memarch.studies.driver.driver import resume_study
+from memarch.studies.driver.failures import StudyStoppedError
+from memarch.studies.records.store import StudyFolder
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_a_full_disk_stops_the_study_which_resumes(small_disk, tmp_path):
 
 def test_the_last_checkpoint_is_whole_when_the_next_has_no_space(small_disk):
     torch = pytest.importorskip("torch")
-    from memarch.studies import checkpoints
+    from memarch.studies.training import checkpoints
 
     folder = small_disk / "checkpoints"
     checkpoints.save_checkpoint(folder, 1, {"weights": torch.ones(2**20)})

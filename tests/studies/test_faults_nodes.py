@@ -11,7 +11,7 @@ import pytest
 from agreement import assert_records_agree
 from processes import Driver, wait_for
 
-from memarch.studies.store import StudyFolder
+from memarch.studies.records.store import StudyFolder
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from agreement import assert_records_agree
 from processes import wait_for
 
-from memarch.studies.driver import resume_study
-from memarch.studies.store import StudyFolder
+from memarch.studies.driver.driver import resume_study
+from memarch.studies.records.store import StudyFolder
 
 FILE = """
 study: {name: NAME, design: all, seeds: {model: 3}, finalists: 0}

@@ -8,9 +8,9 @@ import driver_study as helpers
 import pytest
 from agreement import assert_records_agree
 
-from memarch.studies import events
-from memarch.studies.driver import resume_study
-from memarch.studies.store import StudyFolder
+from memarch.studies.driver import events
+from memarch.studies.driver.driver import resume_study
+from memarch.studies.records.store import StudyFolder
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from memarch.studies.judging import Judge, Verdict, share_of_budget
-from memarch.studies.ranking import ranking
-from memarch.studies.tracking import run_name
+from memarch.studies.driver.judging import Judge, Verdict, share_of_budget
+from memarch.studies.records.tracking import run_name
+from memarch.studies.results.ranking import ranking
 
 JUDGE = Judge(
     {

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from memarch.studies import node_probe
-from memarch.studies.nodes import Look, data_of
-from memarch.studies.spec import load_study
-from memarch.studies.wheel import build_wheel
+from memarch.studies.cluster import node_probe
+from memarch.studies.cluster.nodes import Look, data_of
+from memarch.studies.cluster.wheel import build_wheel
+from memarch.studies.settings.spec import load_study
 
 STUDY = """
 study: {budget: {trials: 1}}
@@ -118,7 +118,8 @@ def test_the_wheel_installs_as_the_same_memarch(tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index"]
     subprocess.run([*pip, "--target", str(tmp_path / "site"), str(wheel)], check=True)
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import memarch.studies.node_probe as p; "
+        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "import memarch.studies.cluster.node_probe as p; "
         "assert p.__file__.startswith(sys.argv[1]), p.__file__; print(p.memarch_digest())"
     )
     there = subprocess.run(

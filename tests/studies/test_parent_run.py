@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from report_study import METRIC, RANGES, write_finished_study
 
-from memarch.studies.mlflow_ui import (
+from memarch.studies.records.mlflow_ui import (
     introduce,
     mechanism,
     saved_views,
@@ -17,10 +17,10 @@ from memarch.studies.mlflow_ui import (
     view_address,
     view_key,
 )
-from memarch.studies.parent_run import describe
-from memarch.studies.report import write_report
-from memarch.studies.report_records import Records
-from memarch.studies.store import StudyFolder
+from memarch.studies.records.store import StudyFolder
+from memarch.studies.report.parent_run import describe
+from memarch.studies.report.records import Records
+from memarch.studies.report.write import write_report
 
 ID = "0123456789abcdef"
 

@@ -7,8 +7,8 @@ import errno
 import pytest
 
 from memarch.components.errors import SpecError
-from memarch.studies.failures import kind_of, place_of, reason_of
-from memarch.studies.policies import OnFailure, Policies, with_half_batches
+from memarch.studies.driver.failures import kind_of, place_of, reason_of
+from memarch.studies.driver.policies import OnFailure, Policies, with_half_batches
 
 
 class OutOfMemoryError(RuntimeError):

@@ -9,10 +9,10 @@ import pytest
 from agreement import assert_records_agree
 
 from memarch.components.errors import SpecError
-from memarch.studies import events
-from memarch.studies.driver import resume_study
-from memarch.studies.redefining import hash_of, redefine
-from memarch.studies.store import StudyFolder, read_json
+from memarch.studies.driver import events
+from memarch.studies.driver.driver import resume_study
+from memarch.studies.driver.redefining import hash_of, redefine
+from memarch.studies.records.store import StudyFolder, read_json
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ablation_documents import LOSS, document
 
-from memarch.studies.replicates import replicates, solved_at
+from memarch.studies.results.replicates import replicates, solved_at
 
 
 def names(shown: dict[str, Any]) -> list[str]:

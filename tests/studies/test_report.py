@@ -18,16 +18,16 @@ import pytest
 from PIL import Image
 from report_study import write_finished_study
 
-from memarch.studies import leaderboard as board
-from memarch.studies.charts import decade_ticks, nice_ticks, power_ticks
-from memarch.studies.importance import ALL, importances
-from memarch.studies.pictures import axes_of_curves, horizontals
-from memarch.studies.report import front_svg, write_report
-from memarch.studies.report_ablation import forest
-from memarch.studies.report_formats import latex, markdown
-from memarch.studies.report_records import Records
-from memarch.studies.report_slices import Crossing, crossing, heat_maps
-from memarch.studies.store import write_json
+from memarch.studies.records.store import write_json
+from memarch.studies.report.ablation import forest
+from memarch.studies.report.charts import decade_ticks, nice_ticks, power_ticks
+from memarch.studies.report.formats import latex, markdown
+from memarch.studies.report.pictures import axes_of_curves, horizontals
+from memarch.studies.report.records import Records
+from memarch.studies.report.slices import Crossing, crossing, heat_maps
+from memarch.studies.report.write import front_svg, write_report
+from memarch.studies.results import leaderboard as board
+from memarch.studies.results.importance import ALL, importances
 
 METRIC = "eval/kv/exact_match"
 

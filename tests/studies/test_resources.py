@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memarch.studies.resources import Size
+from memarch.studies.cluster.resources import Size
 
 SPANS = {"nodes": 2, "gpus_per_node": 4, "cpus_per_node": 16, "memory": 800, "custom": {"a": 4}}
 

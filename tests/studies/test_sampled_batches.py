@@ -15,13 +15,13 @@ import torch
 from memarch.components.errors import SpecError
 from memarch.search_spaces.ranges import as_written, parse_range
 from memarch.search_spaces.study_file import StudyFile
-from memarch.studies.points import eval_points, make_task
-from memarch.studies.sampled_batches import draw, training_batches
-from memarch.studies.session import Session
-from memarch.studies.spec import load_study
-from memarch.studies.stages import stage_specs
-from memarch.studies.trainer import SessionTrainer
-from memarch.studies.training import train
+from memarch.studies.settings.spec import load_study
+from memarch.studies.training.points import eval_points, make_task
+from memarch.studies.training.sampled_batches import draw, training_batches
+from memarch.studies.training.session import Session
+from memarch.studies.training.stages import stage_specs
+from memarch.studies.training.trainer import SessionTrainer
+from memarch.studies.training.training import train
 
 GOOD = """
 study: {name: good, budget: {trials: 4}, seeds: {data: 5}}

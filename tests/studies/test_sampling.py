@@ -11,10 +11,10 @@ import pytest
 
 from memarch.components.errors import SpecError
 from memarch.search_spaces.ranges import Choice, Float, Int, Subset
-from memarch.studies.domination import Domination
-from memarch.studies.judging import Judge
-from memarch.studies.pruning import Pruning
-from memarch.studies.sampling import (
+from memarch.studies.driver.judging import Judge
+from memarch.studies.search.domination import Domination
+from memarch.studies.search.pruning import Pruning
+from memarch.studies.search.sampling import (
     MOST_SUBSETS,
     SAMPLERS,
     Coder,

@@ -20,8 +20,8 @@ from driver_study import write_study
 from loopback import LoopbackCluster
 from servers import wait_until
 
-from memarch.studies.driver import show_study
-from memarch.studies.store import StudyFolder
+from memarch.studies.driver.driver import show_study
+from memarch.studies.records.store import StudyFolder
 
 TRIALS = 60
 SECONDS = 1.2

@@ -16,13 +16,13 @@ from memarch.cli import run as memarch
 from memarch.components.errors import SpecError
 from memarch.search_spaces.sizing import LEVEL, UnreachableError
 from memarch.search_spaces.study_file import StudyFile
-from memarch.studies import costs
-from memarch.studies.sampling import Coder, grid_points, one_of_each
-from memarch.studies.session import Session
-from memarch.studies.spec import load_study
-from memarch.studies.store import StudyFolder
-from memarch.studies.trainer import SessionTrainer
-from memarch.studies.training import train
+from memarch.studies.records.store import StudyFolder
+from memarch.studies.search import costs
+from memarch.studies.search.sampling import Coder, grid_points, one_of_each
+from memarch.studies.settings.spec import load_study
+from memarch.studies.training.session import Session
+from memarch.studies.training.trainer import SessionTrainer
+from memarch.studies.training.training import train
 
 TRIALS = Path(__file__).with_name("driver_trials.py")
 FILE = """
@@ -134,7 +134,7 @@ def test_a_var_is_solved_for_too_and_parameters_may_be_matched(load: Load) -> No
 
 
 def costs_vocabulary(spec: dict[str, Any]) -> int:
-    from memarch.studies.points import make_task
+    from memarch.studies.training.points import make_task
 
     return make_task(spec["task"], spec["model"]).vocab_size
 
@@ -217,7 +217,7 @@ def test_validate_and_plan_show_sizes(load: Load, capsys: pytest.CaptureFixture[
 def test_a_study_records_levels_and_what_they_gave(
     load: Load, storage: Path, local_ray: None
 ) -> None:
-    from memarch.studies.driver import run_study
+    from memarch.studies.driver.driver import run_study
 
     load(
         "vars: {width: {choice: [16, 48]}}\nmodel.backbone.hidden_size: $width\n"

@@ -17,7 +17,7 @@ import memarch.search_spaces as shipped
 from memarch.arch.spec import parse_model_spec
 from memarch.components.errors import SpecError
 from memarch.schema import study_schema
-from memarch.studies.spec import TrialSpec, load_study
+from memarch.studies.settings.spec import TrialSpec, load_study
 
 STUDIES = sorted(Path(shipped.__path__[0]).glob("*.yaml"))
 PLAIN: dict[str, Any] = {
@@ -159,7 +159,7 @@ def _errors(schema: dict[str, Any], document: Any) -> Iterator[jsonschema.Valida
 def test_reading_and_validating_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from memarch.studies.spec import load_study\n"
+        "from memarch.studies.settings.spec import load_study\n"
         "load_study(sys.argv[1]).validate()\n"
         "heavy = {'transformers', 'optuna', 'ray', 'mlflow', 'datasets', 'peft', 'pandas'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"

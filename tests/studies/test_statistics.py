@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from memarch.search_spaces.ablation import smallest_p
-from memarch.studies.statistics import (
+from memarch.studies.results.statistics import (
     Difference,
     Ends,
     compare,

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from memarch.studies.stopping import FINISH, GO_ON, HALT, Stopping
+from memarch.studies.driver.stopping import FINISH, GO_ON, HALT, Stopping
 
 
 def send(*numbers: signal.Signals) -> None:

@@ -11,10 +11,10 @@ from driver_study import run, write_study
 
 from memarch import cli
 from memarch.components.errors import SpecError
-from memarch.studies import events
-from memarch.studies.database import chosen_database, open_database, without_password
-from memarch.studies.driver import resume_study
-from memarch.studies.store import StudyFolder
+from memarch.studies.driver import events
+from memarch.studies.driver.driver import resume_study
+from memarch.studies.records.database import chosen_database, open_database, without_password
+from memarch.studies.records.store import StudyFolder
 
 QUICK: dict[str, Any] = {"cpus": 1, "budget": "{trials: 8}", "question": {"seconds": 0.4}}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from memarch.components.errors import SpecError
-from memarch.studies import store
+from memarch.studies.records import store
 
 
 def study(root: Path, name: str = "one", **info: object) -> store.StudyFolder:
@@ -152,7 +152,7 @@ def test_a_trial_is_found_by_number_or_as_best(tmp_path):
 def test_listing_needs_no_heavy_import(tmp_path):
     study(tmp_path)
     code = (
-        "import sys; from memarch.studies.store import list_studies, show_study\n"
+        "import sys; from memarch.studies.records.store import list_studies, show_study\n"
         f"print([s['name'] for s in list_studies({str(tmp_path)!r})])\n"
         f"show_study('one', {str(tmp_path)!r})\n"
         "assert not {'optuna', 'ray', 'mlflow', 'torch', 'pandas'} & set(sys.modules)"

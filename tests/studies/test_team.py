@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from memarch.components.errors import SpecError
-from memarch.studies.team import Team
+from memarch.studies.training.team import Team
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ import torch
 from memarch.arch.build import build_model
 from memarch.arch.model import MemarchModel
 from memarch.components.errors import SpecError
-from memarch.studies import optimizers, training
-from memarch.studies.budget import Budget, Spent
-from memarch.studies.session import NotFiniteError, Session
-from memarch.studies.stages import stage_specs
 from memarch.studies.tasks.base import build_task
-from memarch.studies.trainer import SessionTrainer
-from memarch.studies.training import has_converged, train
+from memarch.studies.training import optimizers, training
+from memarch.studies.training.budget import Budget, Spent
+from memarch.studies.training.session import NotFiniteError, Session
+from memarch.studies.training.stages import stage_specs
+from memarch.studies.training.trainer import SessionTrainer
+from memarch.studies.training.training import has_converged, train
 
 RMT = {"main": {"type": "rmt", "num_tokens": 2}}
 DELTANET = {"main": {"type": "deltanet", "heads": 2}}

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from memarch.components.errors import SpecError
-from memarch.studies import points, training, trial
 from memarch.studies.tasks.base import build_task
-from memarch.studies.trial import evaluate_saved, run_trial, train_spec
+from memarch.studies.training import points, training, trial
+from memarch.studies.training.trial import evaluate_saved, run_trial, train_spec
 
 EVALUATION = {
     "task": "same",

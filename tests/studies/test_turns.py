@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from memarch.search_spaces.ranges import Choice, Float, Int
-from memarch.studies.racing import Race
-from memarch.studies.sampling import Point
-from memarch.studies.turns import Turns
+from memarch.studies.search.racing import Race
+from memarch.studies.search.sampling import Point
+from memarch.studies.search.turns import Turns
 
 OBJECTIVE = {"eval/kv/exact_match": "maximize"}
 SPACES = {"none": {}, "rmt": {"tokens": Choice((2, 4, 8))}, "armt": {"d_mem": Int(1, 4)}}

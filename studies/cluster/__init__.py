@@ -1,0 +1,1 @@
+"""Where trials run: Ray's workers, their mailbox and pool, and the nodes that they run on."""

@@ -1,0 +1,1 @@
+"""One session of a study: trials asked, dealt, recorded and told, through all that goes wrong."""

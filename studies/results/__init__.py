@@ -1,0 +1,1 @@
+"""What the trials say: ranking, replicates, statistics, ablations."""

@@ -1,0 +1,1 @@
+"""What a study file's sections may say, checked."""
