@@ -78,9 +78,9 @@ def run_study(
     The result has `.best_trial` (a map with `variant`, `params`, `metrics`), `.best` (the numbers
     of the best trials), `.trials` and `.frame()`.
     """
-    from memarch.studies.driver import driver
+    from memarch.studies.driver import sessions
 
-    return driver.run_study(
+    return sessions.run_study(
         file, storage=storage, name=name, overrides=overrides, address=address, on_event=on_event
     )
 

@@ -48,7 +48,7 @@ def run(
         new = [each for each in overrides if each not in known.info["overrides"]]
         return resume(known.name, storage, new, **where)
 
-    from memarch.studies.driver.driver import run_study
+    from memarch.studies.driver.sessions import run_study
 
     return _followed(
         lambda display: run_study(
@@ -63,7 +63,7 @@ def resume(name: str, storage: Path, overrides: Sequence[str], **where: Any) -> 
     if where.get("file") is not None:  # a mistake is told before all the imports
         open_study(where["file"], overrides, storage).validate()
 
-    from memarch.studies.driver.driver import resume_study
+    from memarch.studies.driver.sessions import resume_study
 
     return _followed(
         lambda display: resume_study(

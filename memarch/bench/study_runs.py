@@ -105,7 +105,7 @@ class Watch:
 
 def trials(folder: str, count: int) -> Json:
     """A study of so many empty trials."""
-    from memarch.studies.driver.driver import run_study
+    from memarch.studies.driver.sessions import run_study
 
     watch = Watch(folder, count)
     run_study(
@@ -119,7 +119,7 @@ def trials(folder: str, count: int) -> Json:
 
 def values(folder: str, seconds: float) -> Json:
     """A study whose trials, one a core, do nothing but report."""
-    from memarch.studies.driver.driver import run_study
+    from memarch.studies.driver.sessions import run_study
 
     os.environ["MEMARCH_BENCH_SECONDS"] = str(seconds)
     cores = os.cpu_count() or 1
@@ -223,7 +223,7 @@ def workers(folder: str, count: int, seconds: float, every: float, trials: int) 
     import ray
 
     from memarch.studies.cluster import pool
-    from memarch.studies.driver import driver
+    from memarch.studies.driver import driver, sessions
 
     hosts: list[Any] = []
     nothing: Any = None
@@ -246,7 +246,7 @@ def workers(folder: str, count: int, seconds: float, every: float, trials: int) 
 
     driver.Pool = SimulatedPool  # type: ignore[misc]
     watch = Watch(folder)
-    result = driver.run_study(
+    result = sessions.run_study(
         _study(folder, trials),
         storage=Path(folder) / "runs",
         on_event=watch,
@@ -276,7 +276,7 @@ def _busy(rows: list[Json], count: int) -> Json:
 
 def share(folder: str, file: str, overrides: list[str]) -> Json:
     """A study of real trainings: when its first began and its last ended."""
-    from memarch.studies.driver.driver import run_study
+    from memarch.studies.driver.sessions import run_study
 
     begun = time.time()
     result = run_study(file, storage=Path(folder) / "runs", overrides=overrides)

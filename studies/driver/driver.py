@@ -15,10 +15,8 @@ Draws with equal resolved specs are one trial: later ones get the result of the 
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -43,22 +41,16 @@ from memarch.studies.driver.finalists import Finalists
 from memarch.studies.driver.judging import Judge, Verdict, share_of_budget
 from memarch.studies.driver.orphans import end_orphan
 from memarch.studies.driver.policies import Policies
-from memarch.studies.driver.redefining import keep, redefine, write_definition
 from memarch.studies.driver.stopping import FINISH, GO_ON, HALT, Stopping
 from memarch.studies.records.artifacts import fetch_result
 from memarch.studies.records.places import Places
 from memarch.studies.records.provenance import write_origins
-from memarch.studies.records.snapshot import read_snapshot, write_snapshot
+from memarch.studies.records.snapshot import read_snapshot
 from memarch.studies.records.store import (
     FINISHED,
     Json,
     StudyFolder,
-    find_spec,
-    find_study,
-    lease,
-    list_studies,
     show_study,
-    storage_folder,
     write_json,
 )
 from memarch.studies.records.tracking import Tracking, run_name
@@ -70,13 +62,7 @@ from memarch.studies.search.pruning import make_pruning
 from memarch.studies.training.live import LiveTrial, new_record
 
 if TYPE_CHECKING:
-    from memarch.search_spaces.study_file import Resolved, StudyFile
-
-__all__ = ["list_studies", "resume_study", "run_study", "show_study"]
-
-TRIAL_FUNCTION = "memarch.studies.training.trial:run_trial"
-TEST_FUNCTION = "memarch.studies.training.trial:test_trial"
-COST_FUNCTION = "memarch.studies.driver.feasibility:costs_of"
+    from memarch.search_spaces.study_file import Resolved
 
 GRACE = 10.0
 """Seconds that a trial has to return after it was told to stop."""
@@ -87,112 +73,11 @@ INFO_SHARE = 50.0
 OnEvent = Callable[[Event], None]
 
 
-def run_study(
-    file: str | Path,
-    *,
-    storage: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    name: str | None = None,
-    address: str | None = None,
-    database: str | None = None,
-    artifacts: str | None = None,
-    on_event: OnEvent | None = None,
-    trial_function: str = TRIAL_FUNCTION,
-    test_function: str = TEST_FUNCTION,
-    cost_function: str = COST_FUNCTION,
-) -> StudyResult:
-    """Run the study of a YAML file to its end, or until Ctrl-C; `name` overrides the file's."""
-    from memarch.studies.settings.spec import load_study
-
-    root = storage_folder(storage)
-    study_file = load_study(
-        Path(file), tuple(overrides), find_trial=lambda study, trial: find_spec(root, study, trial)
-    )
-    notes = study_file.validate()
-    places = Places.choose(root, database, artifacts)
-    folder = StudyFolder(root, name or study_file.study["name"] or Path(file).stem)
-    with lease(folder.path):
-        if folder.exists():
-            state = folder.info["state"]
-            raise SpecError(
-                f"study {folder.name!r} is there already ({state}) in {folder.storage}; go on with "
-                f"`memarch study resume {folder.name}`, or start anew with `--as NAME2`"
-            )
-        info = {
-            "file": str(Path(file).absolute()),
-            "overrides": list(overrides),
-            "trial_function": trial_function,
-            "test_function": test_function,
-            "cost_function": cost_function,
-        } | places.written()
-        _begin(folder, study_file, info)
-        try:
-            return _Driver(folder, places, address, on_event).run(notes)
-        except SpecError:  # without a first trial it has not begun, and its name stays free
-            if not folder.records():
-                (folder.path / "study.json").unlink()
-            raise
-
-
-def resume_study(
-    name: str,
-    *,
-    file: str | Path | None = None,
-    storage: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    address: str | None = None,
-    database: str | None = None,
-    artifacts: str | None = None,
-    on_event: OnEvent | None = None,
-) -> StudyResult:
-    """Go on with a study by name, under its file as it was, or under a changed one.
-
-    `overrides` may raise its budget: `study.budget.trials=48`.
-    """
-    folder, changed = find_study(storage, name), None if file is None else Path(file)
-    with lease(folder.path):
-        info = folder.info
-        study_file, changes = redefine(folder, info, changed, overrides)
-        before = [] if changed else info["overrides"]
-        info["overrides"] = [*before, *overrides]
-        notes = [*study_file.validate(), *changes]
-        places = Places.choose(folder.storage, database, artifacts, info)
-        if changed or overrides:
-            keep(folder, info, changed, study_file)
-        folder.write_info(info | places.written())
-        return _Driver(folder, places, address, on_event).run(notes)
-
-
 def _ignore(event: Event) -> None:
     return None
 
 
-def _begin(folder: StudyFolder, study_file: StudyFile, info: Json) -> None:
-    """Make the study's folder: from now on it is there, and can be resumed."""
-    study = study_file.study
-    shutil.copyfile(info["file"], folder.path / "study.yaml")
-    write_snapshot(study_file, folder.path)
-    write_definition(folder, study_file)
-    folder.write_info(
-        {
-            "name": folder.name,
-            "id": uuid.uuid4().hex,
-            "state": "running",
-            "objective": study["objective"],
-            "design": study["design"],
-            "ablation": study_file.ablation.about() if study_file.ablation else None,
-            "sizes": study_file.sizing.rows,
-            "created": time.time(),
-            "elapsed": 0.0,
-            "counts": {},
-            "best": [],
-            "best_values": {},
-        }
-        | info
-    )
-
-
-class _Driver:
+class Driver:
     """One session of one study."""
 
     def __init__(
@@ -220,8 +105,7 @@ class _Driver:
         self.plugins = {
             Path(p).name: Path(p).read_text(encoding="utf-8") for p in study_file.plugins
         }
-        weigh = self.info.get("cost_function", COST_FUNCTION)
-        self.feasibility = Feasibility(self.judge, weigh, self.plugins)
+        self.feasibility = Feasibility(self.judge, self.info["cost_function"], self.plugins)
         self.records = folder.records()
         for record in self.records.values():  # of an earlier version
             record.setdefault("failures", {})

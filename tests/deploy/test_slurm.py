@@ -16,8 +16,7 @@ import pytest
 from driver_study import write_study
 from servers import free_port, wait_until
 
-from memarch.studies.driver.driver import show_study
-from memarch.studies.records.store import StudyFolder
+from memarch.studies.records.store import StudyFolder, show_study
 
 HERE = Path(__file__).parent
 SCRIPT = HERE.parents[1] / "deploy" / "slurm" / "study.sbatch"

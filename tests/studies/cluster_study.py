@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from memarch.studies.driver.driver import run_study
+from memarch.studies.driver.sessions import run_study
 
 TRIALS = Path(__file__).with_name("driver_trials.py")
 

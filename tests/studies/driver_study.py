@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from memarch.studies.driver.driver import resume_study, run_study
 from memarch.studies.driver.events import StudyResult
+from memarch.studies.driver.sessions import resume_study, run_study
 
 TRIALS = Path(__file__).with_name("driver_trials.py")
 

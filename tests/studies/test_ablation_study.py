@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from memarch.cli import app
-from memarch.studies.driver.driver import run_study
+from memarch.studies.driver.sessions import run_study
 from memarch.studies.records.store import show_study
 from memarch.studies.results.ablation import Comparison, comparisons, conclusions
 from memarch.studies.results.replicates import replicates

@@ -13,8 +13,7 @@ import pytest
 from driver_study import write_study
 from loopback import LoopbackCluster
 
-from memarch.studies.driver.driver import show_study
-from memarch.studies.records.store import StudyFolder
+from memarch.studies.records.store import StudyFolder, show_study
 
 HERE = Path(__file__).parent
 PLUGIN = """

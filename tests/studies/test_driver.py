@@ -16,8 +16,8 @@ import pytest
 
 from memarch.components.errors import SpecError
 from memarch.studies.driver import events
-from memarch.studies.driver.driver import list_studies, resume_study, show_study
-from memarch.studies.records.store import StudyFolder
+from memarch.studies.driver.sessions import resume_study
+from memarch.studies.records.store import StudyFolder, list_studies, show_study
 
 
 def load_sibling(name: str) -> Any:

@@ -13,8 +13,8 @@ import pytest
 from agreement import assert_records_agree
 from processes import Driver, alive, wait_for
 
-from memarch.studies.driver.driver import resume_study, show_study
-from memarch.studies.records.store import StudyFolder
+from memarch.studies.driver.sessions import resume_study
+from memarch.studies.records.store import StudyFolder, show_study
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

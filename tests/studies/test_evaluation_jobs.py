@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from driver_study import write_study
 
-from memarch.studies.driver.driver import run_study
+from memarch.studies.driver.sessions import run_study
 from memarch.studies.records.store import StudyFolder, read_json
 from memarch.studies.training.trial import run_trial
 

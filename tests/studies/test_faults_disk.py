@@ -12,8 +12,8 @@ from agreement import assert_records_agree
 
 from memarch.studies.cluster import heartbeat
 from memarch.studies.driver import events
-from memarch.studies.driver.driver import resume_study
 from memarch.studies.driver.failures import StudyStoppedError
+from memarch.studies.driver.sessions import resume_study
 from memarch.studies.records.store import StudyFolder
 
 

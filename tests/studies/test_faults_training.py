@@ -12,7 +12,7 @@ import pytest
 from agreement import assert_records_agree
 from processes import wait_for
 
-from memarch.studies.driver.driver import resume_study
+from memarch.studies.driver.sessions import resume_study
 from memarch.studies.records.store import StudyFolder
 
 FILE = """

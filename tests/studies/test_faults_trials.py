@@ -9,7 +9,7 @@ import pytest
 from agreement import assert_records_agree
 
 from memarch.studies.driver import events
-from memarch.studies.driver.driver import resume_study
+from memarch.studies.driver.sessions import resume_study
 from memarch.studies.records.store import StudyFolder
 
 pytestmark = pytest.mark.usefixtures("local_ray")

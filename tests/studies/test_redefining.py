@@ -10,8 +10,8 @@ from agreement import assert_records_agree
 
 from memarch.components.errors import SpecError
 from memarch.studies.driver import events
-from memarch.studies.driver.driver import resume_study
 from memarch.studies.driver.redefining import hash_of, redefine
+from memarch.studies.driver.sessions import resume_study
 from memarch.studies.records.store import StudyFolder, read_json
 
 pytestmark = pytest.mark.usefixtures("local_ray")

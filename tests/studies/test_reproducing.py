@@ -16,7 +16,7 @@ from memarch import studies_commands
 from memarch.cli import run as command
 from memarch.components.errors import SpecError
 from memarch.studies.driver import events
-from memarch.studies.driver.driver import resume_study, run_study
+from memarch.studies.driver.sessions import resume_study, run_study
 from memarch.studies.records.store import StudyFolder, find_study, read_json, write_json
 from memarch.studies.training.exporting import export
 from memarch.studies.training.reproducing import TIMINGS

@@ -13,8 +13,8 @@ from test_driver import Log, load_sibling
 from memarch import studies_commands
 from memarch.components.errors import SpecError
 from memarch.studies.driver import events
-from memarch.studies.driver.driver import resume_study, show_study
-from memarch.studies.records.store import StudyFolder, find_study
+from memarch.studies.driver.sessions import resume_study
+from memarch.studies.records.store import StudyFolder, find_study, show_study
 
 helpers = load_sibling("driver_study")
 run, write_study = helpers.run, helpers.write_study

@@ -20,8 +20,7 @@ from driver_study import write_study
 from loopback import LoopbackCluster
 from servers import wait_until
 
-from memarch.studies.driver.driver import show_study
-from memarch.studies.records.store import StudyFolder
+from memarch.studies.records.store import StudyFolder, show_study
 
 TRIALS = 60
 SECONDS = 1.2

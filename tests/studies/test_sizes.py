@@ -217,7 +217,7 @@ def test_validate_and_plan_show_sizes(load: Load, capsys: pytest.CaptureFixture[
 def test_a_study_records_levels_and_what_they_gave(
     load: Load, storage: Path, local_ray: None
 ) -> None:
-    from memarch.studies.driver.driver import run_study
+    from memarch.studies.driver.sessions import run_study
 
     load(
         "vars: {width: {choice: [16, 48]}}\nmodel.backbone.hidden_size: $width\n"

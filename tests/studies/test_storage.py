@@ -12,7 +12,7 @@ from driver_study import run, write_study
 from memarch import cli
 from memarch.components.errors import SpecError
 from memarch.studies.driver import events
-from memarch.studies.driver.driver import resume_study
+from memarch.studies.driver.sessions import resume_study
 from memarch.studies.records.database import chosen_database, open_database, without_password
 from memarch.studies.records.store import StudyFolder
 
