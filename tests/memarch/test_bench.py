@@ -22,7 +22,7 @@ from memarch.kernels import checks
 
 CPU = torch.device("cpu")
 TINY = ["--layers", 2, "--width", 16, "--segment-length", 4, "--segments", 3, "--seconds", 0]
-CPU = ["--device", "cpu"]
+ON_CPU = ["--device", "cpu"]
 KEYS = {"case", "baseline", "candidate", "baseline_seconds", "candidate_seconds", "speedup"}
 
 Run = Callable[..., tuple[int, str, str]]
@@ -103,7 +103,9 @@ def test_large_batches_train_on_fewer_segments(run: Run) -> None:
 def test_a_long_input_is_compared_with_ceilings_the_sequential_order_and_full_attention(
     run: Run,
 ) -> None:
-    code, out, err = run("diagonal", "--preset", "llama-1b", *TINY, "--width", 64, *CPU, "--json")
+    code, out, err = run(
+        "diagonal", "--preset", "llama-1b", *TINY, "--width", 64, *ON_CPU, "--json"
+    )
     assert code == 0, err
     document = json.loads(out)
     check_document(document)
@@ -121,7 +123,7 @@ def test_a_long_input_is_compared_with_ceilings_the_sequential_order_and_full_at
 
 def test_a_group_that_is_never_full_has_no_ideal(run: Run) -> None:
     arguments = [*TINY, "--layers", 4, "--width", 64]
-    code, out, _ = run("diagonal", "--preset", "llama-1b", *arguments, *CPU, "--json")
+    code, out, _ = run("diagonal", "--preset", "llama-1b", *arguments, *ON_CPU, "--json")
     assert code == 0
     document = json.loads(out)
     assert "always-full group" not in {row["baseline"] for row in document["rows"]}
@@ -202,7 +204,7 @@ def test_what_was_found_before_a_failure_is_kept(
         (["diagonal", "--seconds", "nan"], "--seconds: must be a number of seconds, got 'nan'"),
         (["diagonal", "--width", "18"], "--width must be a multiple of the 4 heads, got 18"),
         (
-            ["diagonal", "--preset", "llama-1b", *CPU, "--memory", "armt"],
+            ["diagonal", "--preset", "llama-1b", *ON_CPU, "--memory", "armt"],
             "--memory is for --preset small",
         ),
         (["diagonal", "--frobnicate"], "unrecognized arguments: --frobnicate"),

@@ -271,7 +271,7 @@ def test_an_interrupted_study_says_once_how_to_go_on(
 ) -> None:
     document = {"name": "cc", "state": "interrupted", "objective": {"a": "maximize"}}
     document |= {"trials": [], "best": []}
-    monkeypatch.setattr("memarch.follow.run", lambda *_: document)
+    monkeypatch.setattr("memarch.follow.run", lambda *_, **__: document)
     code, out, err = run("study", "run", "cc.yaml", "--storage", tmp_path)
     assert code == 1
     assert err == f"interrupted; `memarch study resume cc --storage {tmp_path}` goes on\n"

@@ -110,11 +110,13 @@ def test_a_search_runs_to_its_end(searched, shared):
 
 def test_show_tells_what_was_drawn_and_what_came_out(searched, shared):
     shown = show_study("searched", shared)
-    assert list(shown) == ["name", "state", "objective", "trials", "best"]
+    assert list(shown) == [
+        "name", "state", "design", "objective", "ablation", "sizes", "trials", "best",
+    ]  # fmt: skip
     for trial in shown["trials"]:
         assert list(trial) == [
-            "number", "variant", "state", "params", "metrics", "spec", "reason", "attempts",
-            "failure",
+            "number", "variant", "state", "params", "solved", "metrics", "spec", "reason",
+            "attempts", "seed", "converged", "failure",
         ]  # fmt: skip
         assert trial["spec"]["train"]["lr"] == trial["params"]["lr"]
         assert (trial["attempts"], trial["reason"]) == (1, "")
