@@ -90,4 +90,11 @@ def study_results(name: str, *, storage: str | Path | None = None) -> StudyResul
     from memarch.studies.records.store import find_study, show_study
 
     shown = show_study(name, storage)
-    return StudyResult(path=str(find_study(storage, name).path), **shown)
+    return StudyResult(
+        name=name,
+        path=str(find_study(storage, name).path),
+        state=shown["state"],
+        objective=shown["objective"],
+        trials=shown["trials"],
+        best=shown["best"],
+    )

@@ -8,7 +8,7 @@ writer of the Optuna storage, the trials' records and MLflow. A trial's life:
 
 After a kill at any point `resume` goes on at the first of these that is missing: a trial with a
 final record or a result is told, any other one runs again in its folder, with the same number and
-parameters, from its last checkpoint. What is done about a failure says `studies.policies`.
+parameters, from its last checkpoint. What is done about a failure says `driver.policies`.
 
 Draws with equal resolved specs are one trial: later ones get the result of the first.
 """

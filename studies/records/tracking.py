@@ -1,6 +1,6 @@
 """What the driver tells MLflow: one experiment and one parent run a study, one child run a trial.
 
-MLflow mirrors the study's folder. A process of its own does it (`studies.mirror`), which is told
+MLflow mirrors the study's folder. A process of its own does it (`records.mirror`), which is told
 the numbers of the trials that changed and reads the rest from their folders: so neither a slow
 start nor a slow or absent server holds up a trial, and what waits for a server takes no memory.
 """

@@ -1,4 +1,4 @@
-"""The page of `studies.report`: its frame and its style."""
+"""The page of the report: its frame and its style."""
 
 from __future__ import annotations
 

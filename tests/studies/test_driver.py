@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import pytest
 
+import memarch
 from memarch.components.errors import SpecError
 from memarch.studies.driver import events
 from memarch.studies.driver.sessions import resume_study
@@ -121,6 +122,13 @@ def test_show_tells_what_was_drawn_and_what_came_out(searched, shared):
         assert trial["spec"]["train"]["lr"] == trial["params"]["lr"]
         assert (trial["attempts"], trial["reason"]) == (1, "")
         assert ("segment_length" in trial["params"]) == (trial["variant"] != "none")
+
+
+def test_results_are_there_for_python(searched, shared):
+    results = memarch.study_results("searched", storage=shared)
+    assert results.state == "complete"
+    assert results.best_trial["number"] == results.best[0]
+    assert len(results.frame()) == len(results.trials)
 
 
 def test_only_finalists_are_tested_and_only_once(searched, shared):
