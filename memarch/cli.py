@@ -323,6 +323,8 @@ def train(
     with document_only(as_json):
         if local or (not Path(file).exists() and re.fullmatch(r".+/\d+", file)):
             document = training.train_trial(file, storage, overrides)
+        elif not Path(file).exists() and not Path(file).suffix:
+            raise SpecError(f"{file}: there is no such file, and a trial is STUDY/NUMBER")
         else:
             document = training.train_file(Path(file), storage, overrides, variant, again=again)
     _metrics(document, as_json)

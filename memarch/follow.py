@@ -245,7 +245,9 @@ class Lines:
         progress = self.progress
         progress.take(event)
         if isinstance(event, events.StudyStarted):
-            self._say(f"study {event.name} in {event.path}: the workers are starting")
+            done = event.trials is not None and event.finished >= event.trials
+            what = f"all {event.finished} trials are there" if done else "the workers are starting"
+            self._say(f"study {event.name} in {event.path}: {what}")
         elif isinstance(event, events.TrialFinished) and not board.is_copy(event.record):
             again = event.record["number"] in self.told
             self.told.add(event.record["number"])

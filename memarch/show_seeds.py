@@ -66,7 +66,7 @@ def settings(document: board.Document) -> RenderableType:
     if floors:
         listed = ", ".join(f"{name} {value:.3f}" for name, value in sorted(floors.items()))
         notes.append(f"floors of {metric}: {listed}; below the higher one nothing is recalled")
-    notes.append("`memarch study show NAME --seeds` shows every trial")
+    notes.append(f"`memarch study show {document['name']} --seeds` shows every trial")
     return Group(made, *(Text(note, style="dim") for note in notes))
 
 

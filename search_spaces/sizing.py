@@ -151,9 +151,7 @@ class Sizing:
         if rows and all("reason" in row for row in rows):
             node = self.file.section("match")
             assert node is not None
-            reasons = "; ".join(
-                f"{row['variant'] or 'the model'}: {row['reason']}" for row in rows[:3]
-            )
+            reasons = "; ".join(f"{row['variant'] or 'the model'}: {row['reason']}" for row in rows)
             raise node.origin.error(f"no variant reaches any level: {reasons}", "match")
         return rows
 

@@ -78,8 +78,9 @@ def conclusions(records: Records) -> str:
         cells += [cell(word, class_="num") for word in line[3:]]
         body.append(f'<tr class="{group}">{"".join(cells)}</tr>')
     about = f"Each setting against <b>{escape(records.baseline)}</b> over the same seeds, in "
-    about += f"{escape(records.metric)}: setting minus baseline. Intervals hold 95 %; p is of a "
-    about += "paired test, corrected for all settings (Holm). Detectable is the smallest "
+    about += f"{escape(records.metric)}: setting minus baseline. Intervals hold 95 %; p is of an "
+    about += "exact permutation of the scores where they are shares, else of the paired "
+    about += "differences, corrected for all settings (Holm). Detectable is the smallest "
     about += "difference that so many seeds would have shown."
     if records.equivalence:
         about += f" The grey band is &plusmn;{records.equivalence:g}, which counts as equal."

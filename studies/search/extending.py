@@ -81,8 +81,8 @@ def _refuse_fixed(settings: Json) -> None:
     fixed = settings["design"] != "search" or settings["sampler"]["type"] == "grid"
     if fixed and not settings["budget"].get("trials"):
         raise SpecError(
-            f"a {settings['design']} has its points, and no budget of trials to extend; more "
-            "seeds are possible: --seeds 3,4,5"
+            f"`design: {settings['design']}` has its points, and no budget of trials to extend; "
+            "more seeds are possible: --seeds 3,4,5"
         )
 
 

@@ -129,14 +129,11 @@ def _front_matter(spec: Mapping[str, Any]) -> str:
 def _what(record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     memories = ", ".join(f"`{m['type']}`" for m in spec["model"]["memory"].values())
     backbone = spec["model"]["backbone"]
-    base = backbone.get("pretrained") or f"a {backbone.get('type')} of random weights"
+    base = backbone.get("pretrained") or f"a {backbone.get('type')} trained from scratch"
     drawn = ", ".join(f"{key} {number(value)}" for key, value in record["params"].items())
     variant = f"variant {record['variant']}, " if record["variant"] else ""
     settings = f" ({drawn})" if drawn else ""
-    return (
-        f"{variant}{memories or 'no memory'} on {base}, trained on `{spec['task']['type']}`"
-        f"{settings}"
-    )
+    return f"{variant}{memories or 'no memory'} on {base}, on `{spec['task']['type']}`{settings}"
 
 
 def _usage(spec: Mapping[str, Any], plugins: list[str], *, tokenized: bool) -> str:
