@@ -9,7 +9,7 @@ What comes no nearer than the tolerance is left out. `scale:` sets other sizes b
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -229,9 +229,13 @@ class Sizing:
                 "match",
             )
         key = json.dumps([base, level, variant, sorted(free)], sort_keys=True, default=str)
+        return self._once(key, lambda: self._solve(base, variant, draws, patches, free, level))
+
+    def _once(self, key: str, find: Callable[[], Sized]) -> Sized:
+        """What was found for this key, or why nothing can be."""
         if key not in self._known:
             try:
-                self._known[key] = self._solve(base, variant, draws, patches, free, level)
+                self._known[key] = find()
             except UnreachableError as error:
                 self._known[key] = error
         known = self._known[key]
@@ -316,15 +320,7 @@ class Sizing:
     def _scaled(self, variant: str, draws: Mapping[str, Any], patches: Sequence[Node]) -> Sized:
         base, raw = self.file.scalable(variant, draws, patches)
         key = json.dumps([base, variant], sort_keys=True, default=str)
-        if key not in self._known:
-            try:
-                self._known[key] = self._grown(base, raw, variant, draws, patches)
-            except UnreachableError as error:
-                self._known[key] = error
-        known = self._known[key]
-        if isinstance(known, UnreachableError):
-            raise known
-        return known
+        return self._once(key, lambda: self._grown(base, raw, variant, draws, patches))
 
     def _grown(
         self,

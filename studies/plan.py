@@ -20,6 +20,7 @@ import torch
 from memarch.arch.build import build_model
 from memarch.search_spaces.ranges import Range, described
 from memarch.search_spaces.sizing import UnreachableError
+from memarch.studies.records.provenance import value_at
 from memarch.studies.search.costs import measured
 from memarch.studies.training.budget import Budget
 from memarch.studies.training.machine import peak_memory_bytes, reset_peak_memory
@@ -177,25 +178,9 @@ def _shown(found: Json) -> Json:
 
 def _origins(resolved: Resolved) -> Json:
     return {
-        path: {"value": _at(resolved.record, path), "origin": origin}
+        path: {"value": value_at(resolved.record, path), "origin": origin}
         for path, origin in resolved.origins.items()
     }
-
-
-def _at(value: Any, path: str) -> Any:
-    """The value under a dotted path; keys may hold dots and slashes themselves."""
-    if not path:
-        return value
-    if isinstance(value, list):
-        head, _, rest = path.partition(".")
-        return _at(value[int(head)], rest) if head.isdigit() and int(head) < len(value) else None
-    if isinstance(value, Mapping):
-        for key in value:
-            if path == key:
-                return value[key]
-            if path.startswith(f"{key}."):
-                return _at(value[key], path[len(key) + 1 :])
-    return None
 
 
 # Time and memory

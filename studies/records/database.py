@@ -82,7 +82,7 @@ def check_database(url: str | None) -> None:
         engine.connect().close()
     except sqlalchemy.exc.SQLAlchemyError as error:
         raise SpecError(
-            f"no connection to {without_password(url)}: {_first_line(error)}", path="--database"
+            f"no connection to {without_password(url)}: {first_line(error)}", path="--database"
         ) from None
     finally:
         engine.dispose()
@@ -131,9 +131,11 @@ def _check_path(path: Path, url: str) -> None:
         path.unlink()
 
 
-def _first_line(error: BaseException) -> str:
-    cause = getattr(error, "orig", None) or error
-    return str(cause).strip().splitlines()[0]
+def first_line(error: BaseException) -> str:
+    """What the database itself said, in one line."""
+    inner = error.__cause__ or error
+    cause = getattr(inner, "orig", None) or inner
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
 
 
 def _sqlite(path: Path) -> optuna.storages.RDBStorage:

@@ -20,7 +20,7 @@ import optuna
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from memarch.studies.records.database import trouble_with_connection
+from memarch.studies.records.database import first_line, trouble_with_connection
 from memarch.studies.records.patience import FIRST_PAUSE, LONGEST_PAUSE, server_wait
 
 SAVE_INTERVAL = 1.0
@@ -97,7 +97,7 @@ class Ledger:
                 if lost_at is None:
                     lost_at = time.monotonic()
                     self._problems.put(
-                        f"Optuna's database does not answer ({_first_line(error)}); the study "
+                        f"Optuna's database does not answer ({first_line(error)}); the study "
                         "goes on, and is written there when it does"
                     )
                 if deadline is not None and time.monotonic() + pause > deadline:
@@ -200,9 +200,3 @@ def _open_study(
         study.set_metric_names(list(objective))
     study.set_user_attr("memarch.id", study_id)
     return database.get_study_id_from_name(name)
-
-
-def _first_line(error: BaseException) -> str:
-    inner = error.__cause__ or error
-    cause = getattr(inner, "orig", None) or inner
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

@@ -40,3 +40,7 @@ def _below(value: Any, path: str) -> Iterator[Any]:
         for key, child in value.items():
             if path == key or path.startswith(f"{key}."):
                 yield from _below(child, path[len(key) + 1 :])
+    elif isinstance(value, list):
+        head, _, rest = path.partition(".")
+        if head.isdigit() and int(head) < len(value):
+            yield from _below(value[int(head)], rest)

@@ -13,6 +13,7 @@ from typing import Any
 
 from memarch.search_spaces.ablation import smallest_p
 from memarch.studies.results import leaderboard as board
+from memarch.studies.results.leaderboard import seed_of
 from memarch.studies.results.replicates import (
     ends_of,
     has_solved,
@@ -21,7 +22,6 @@ from memarch.studies.results.replicates import (
     is_unconverged,
     paired,
     replicates,
-    seed_of,
 )
 from memarch.studies.results.statistics import ERROR, Difference, compare, detectable, holm
 from memarch.studies.results.verdicts import Outcome, Question, remarks, verdict

@@ -234,17 +234,20 @@ def settings(trial: Trial, *, seed: bool = False) -> str:
     values = trial.get("params", {}) | trial.get("solved", {})
     params = {k: v for k, v in values.items() if k != "variant"}
     words = [f"{name} {number(value)}" for name, value in params.items()]
-    return ", ".join(words + ([f"seed {_seed(trial)}"] if seed else []))
+    return ", ".join(words + ([f"seed {seed_of(trial)}"] if seed else []))
 
 
 def several_seeds(document: Document) -> bool:
     """Whether there are trials that differ in nothing but the model's seed."""
-    return len({_seed(trial) for trial in document["trials"]} - {None}) > 1
+    return len({seed_of(trial) for trial in document["trials"]} - {None}) > 1
 
 
-def _seed(trial: Trial) -> int | None:
-    seeds = ((trial.get("spec") or {}).get("study") or {}).get("seeds") or {}
-    return seeds.get("model")
+def seed_of(trial: Trial) -> int | None:
+    """The seed of a trial's model."""
+    if trial.get("seed") is not None:
+        return int(trial["seed"])
+    given = (((trial.get("spec") or {}).get("study") or {}).get("seeds") or {}).get("model")
+    return int(given) if isinstance(given, int) else None
 
 
 def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:

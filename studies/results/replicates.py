@@ -22,6 +22,7 @@ from statistics import fmean, median
 from typing import Any
 
 from memarch.studies.results import leaderboard as board
+from memarch.studies.results.leaderboard import seed_of
 from memarch.studies.results.statistics import Ends, compare, mean_interval
 
 Document = Mapping[str, Any]
@@ -128,14 +129,6 @@ def grouped(trials: Iterable[Trial]) -> list[list[Trial]]:
             key = json.dumps([trial["variant"], trial["params"]], sort_keys=True)
             groups.setdefault(key, []).append(trial)
     return list(groups.values())
-
-
-def seed_of(trial: Trial) -> int | None:
-    """The seed of a trial's model."""
-    if trial.get("seed") is not None:
-        return int(trial["seed"])
-    given = (((trial.get("spec") or {}).get("study") or {}).get("seeds") or {}).get("model")
-    return int(given) if isinstance(given, int) else None
 
 
 def is_lost(trial: Trial) -> bool:
