@@ -114,7 +114,7 @@ def test_what_the_database_lacks_is_made_from_the_records(local_ray, tmp_path):
 
     def keep() -> None:
         """What a driver leaves that is killed before it has written the latest trials."""
-        shutil.copytree(storage, tmp_path / "copy", ignore=shutil.ignore_patterns("*lease*"))
+        shutil.copytree(storage, tmp_path / "copy", ignore=shutil.ignore_patterns("*lease*", ".*"))
 
     run(file, storage, on_event=At(after_1=[keep]))
     for database in tmp_path.glob("copy/optuna.db*"):
