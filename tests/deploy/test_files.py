@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,7 +145,9 @@ def test_the_image_has_every_folder_of_the_package():
 def test_scripts_are_sound():
     scripts = files("*.sbatch")
     assert scripts
-    checker = shutil.which("shellcheck")
+    checker = shutil.which(
+        "shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}"
+    )
     for script in scripts:
         subprocess.run(["bash", "-n", str(script)], check=True)
         if checker is None:
