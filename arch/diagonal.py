@@ -85,12 +85,6 @@ class Diagonal:
                 by_layer[layer] = own
         return by_layer
 
-    def fill(self, item: Work, cells: int) -> tuple[Tensor, list[Tensor]]:
-        """Put the same segment into the lowest `cells` layers: the arguments of one `step`."""
-        entered = Entered(1, item.segment)
-        self._live = [entered if layer < cells else None for layer in range(len(self._live))]
-        return item.x, [item.x] * (len(self._live) - 1) + flatten(self._states)
-
     def step(self, fed: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One diagonal as a function of the entering segment and of all that the last one left."""
         above = len(self._live) - 1

@@ -1,12 +1,15 @@
 """How long the orders of cells take, measured on the model itself: what `schedule: auto` goes by.
 
-A step of each order runs a few times on made-up input of the real sizes, forwards or forwards and
-backwards; the time of S segments through L layers follows from its number of steps:
+Each order runs whole, forwards or forwards and backwards, over made-up input of n / 2 and of n
+segments of the real sizes; n is a power of two, at most the S segments that there are. Where a step
+of g cells takes u + v g, all orders take a time that is linear in S,
 
-    sequential   S t_sweep                                    t_sweep: one segment, all layers
-    diagonal     t_stack + sum_d t(g_d)                       g_d: live cells of diagonal d
-                 t(g) = t_1 + (g - 1) / (L - 1) (t_L - t_1)   measured with one cell and with all
-    layerwise    a + b S                                      from 2 and from up to 16 segments
+    sequential   S L (u + v)
+    diagonal     (S + L - 1) u + S L v
+    layerwise    L u + S L v
+
+so the two runs tell a + b S. Whole runs, not single steps, because what a training holds of all
+segments does not fit into any cache, and getting that memory takes its time too.
 
 Measurements are kept on disk, so that the same model on the same machine is always run in the same
 order: orders agree only up to rounding. `$MEMARCH_CACHE` says where, by default the user's cache
@@ -32,26 +35,19 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from memarch.arch.cells import Cell
-from memarch.arch.diagonal import Diagonal
-from memarch.arch.graphs import CapturedStep, Step
+from memarch.arch.graphs import WARM_UP
 from memarch.arch.run import Run, Wanted, cut_whole
-from memarch.arch.schedules import layerwise
-from memarch.arch.sweep import Sweep
-from memarch.arch.work import How, States, Work, flatten
+from memarch.arch.schedules import SCHEDULES
+from memarch.arch.work import How, Work, flatten
 
 if TYPE_CHECKING:
     from memarch.arch.model import MemarchModel
 
-MADE = 2
+MADE = 3
 """Counts up when measurements are made in another way: older ones are then of no use."""
 ROUNDS = 5
 PATIENCE = 3.0
 """Seconds after which no further round begins."""
-CHAINED = 8
-"""Steps that a measurement with gradients runs in one graph."""
-SHORT, LONG = 2, 16
-"""Segments of the two layerwise runs: what no cache holds takes longer, which few do not show."""
 LAYERWISE_TOKENS = 2**18
 """Tokens of all rows together up to which `auto` may hold the whole input at every layer."""
 
@@ -67,134 +63,85 @@ UNIMPORTANT = ("dtype", "_name_or_path", "architectures", "transformers_version"
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds, for one batch size. Without layerwise times that order was impossible."""
+    """Seconds of each possible order over n / 2 and over n segments, for one batch size."""
 
-    sweep: float
-    stack: float
-    one: float
-    full: float
-    layerwise: tuple[float, float] | None
-    long: int = LONG
-    """Segments of the longer layerwise run."""
+    n: int
+    sequential: tuple[float, float]
+    diagonal: tuple[float, float]
+    layerwise: tuple[float, float] | None = None
 
-    def sequential(self, segments: int) -> float:
-        """S segments, one after the other."""
-        return segments * self.sweep
-
-    def diagonal(self, segments: int, layers: int) -> float:
-        """S segments through L layers along the diagonals."""
-        return self.stack + sum(self._step(g, layers) for g in group_sizes(segments, layers))
-
-    def layer_by_layer(self, segments: int) -> float:
-        """Each layer over S segments at once."""
-        assert self.layerwise is not None
-        short, long = self.layerwise
-        return short + (segments - SHORT) * (long - short) / (self.long - SHORT)
-
-    def _step(self, cells: int, layers: int) -> float:
-        return self.one + (cells - 1) / max(layers - 1, 1) * (self.full - self.one)
+    def seconds(self, segments: int) -> dict[str, float]:
+        """What each order takes for so many segments."""
+        pairs = {name: getattr(self, name) for name in SCHEDULES}
+        half = self.n / 2
+        return {
+            name: pair[0] + (pair[1] - pair[0]) * (segments - half) / half
+            for name, pair in pairs.items()
+            if pair is not None
+        }
 
 
-def group_sizes(segments: int, layers: int) -> list[int]:
-    """How many cells each diagonal has: S + L - 1 numbers that add up to S * L."""
-    return [min(d, segments - 1) - max(0, d - layers + 1) + 1 for d in range(segments + layers - 1)]
-
-
-def measured_times(model: MemarchModel, batch: int, how: How, *, layerwise: bool) -> Times:
+def measured_times(
+    model: MemarchModel, batch: int, segments: int, how: How, *, layerwise: bool
+) -> Times:
     """The times of this model, from disk where they are known. `batch` rows, gradients as set."""
     met = _MET.setdefault(model, {})
     trained = tuple(weight.requires_grad for weight in model.parameters())
-    key = (batch, how, layerwise, _circumstances(model), trained)
+    n = _measured_length(len(model.view.layers), segments, how)
+    key = (batch, n, how, layerwise, _circumstances(model), trained)
     if key not in met:
-        met[key] = _kept_times(model, batch, how, layerwise=layerwise)
+        met[key] = _kept_times(model, batch, n, how, layerwise=layerwise)
     return met[key]
 
 
-def _kept_times(model: MemarchModel, batch: int, how: How, *, layerwise: bool) -> Times:
-    file, key = _file(), _key(model, batch, how, layerwise)
+def _measured_length(layers: int, segments: int, how: How) -> int:
+    """n: with half of it all layers are at work once, and graphs are captured and run."""
+    enough = 2 * (layers + 2 * WARM_UP if how.graphs else layers)
+    return 2 ** (min(segments, 2 * enough - 1).bit_length() - 1)
+
+
+def _kept_times(model: MemarchModel, batch: int, n: int, how: How, *, layerwise: bool) -> Times:
+    file, key = _file(), _key(model, batch, n, how, layerwise)
     known = _read(file) | _WRITTEN.setdefault(file, {})
     if key not in known:
-        _WRITTEN[file][key] = asdict(_measure(model, batch, how, layerwise=layerwise))
+        _WRITTEN[file][key] = asdict(_measure(model, batch, n, how, layerwise=layerwise))
         known = _read(file) | _WRITTEN[file]
         _write(file, known)
-    pair = known[key]["layerwise"]
-    return Times(**known[key] | {"layerwise": None if pair is None else tuple(pair)})
+    pairs = {name: tuple(pair) for name, pair in known[key].items() if isinstance(pair, list)}
+    return Times(**known[key] | pairs)
 
 
-def _measure(model: MemarchModel, batch: int, how: How, *, layerwise: bool) -> Times:
+def _measure(model: MemarchModel, batch: int, n: int, how: How, *, layerwise: bool) -> Times:
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        state = model._fresh(batch)
-        work = _made_up_work(model, batch, how)
-        cells, item = model.cells(), work[1]
+        states = model._fresh(batch).layers
+        cells, work = model.cells(), _made_up_work(model, batch, n, how)
         weights = [weight for cell in cells for weight in cell.parameters() if weight.requires_grad]
-        sweep, one, full = (
-            Sweep(cells, state.layers, how),
-            Diagonal(cells, state.layers, how),
-            Diagonal(cells, state.layers, how),
-        )
-        runs: dict[str, Callable[[], object]] = {
-            "sweep": _step(sweep.step, *sweep.fill(item), weights, captured=how.graphs),
-            "stack": lambda: Diagonal(cells, state.layers, how),
-            "one": _step(one.step, *one.fill(item, 1), weights, captured=False),
-            "full": _step(full.step, *full.fill(item, len(cells)), weights, captured=how.graphs),
-        }
-        if layerwise:
-            for name, count in (("short", SHORT), ("long", len(work))):
-                runs[name] = _layerwise(cells, work[:count], state.layers, how, weights)
+
+        def run(name: str, part: list[Work]) -> Callable[[], None]:
+            def whole() -> None:
+                tops, after = SCHEDULES[name](cells, part, states, how)
+                _backward([*tops, *flatten(after)], [*(item.x for item in part), *weights])
+
+            return whole
+
+        names = [name for name in SCHEDULES if layerwise or name != "layerwise"]
+        runs = {(name, m): run(name, work[:m]) for m in (n // 2, n) for name in names}
         seconds = _side_by_side(runs, model.device)
-        for name in ("sweep", "one", "full"):
-            seconds[name] /= _chained()
-    pair = (seconds.pop("short"), seconds.pop("long")) if layerwise else None
-    return Times(**seconds, layerwise=pair, long=len(work))
+    return Times(n, **{name: (seconds[name, n // 2], seconds[name, n]) for name in names})
 
 
-def _made_up_work(model: MemarchModel, batch: int, how: How) -> list[Work]:
+def _made_up_work(model: MemarchModel, batch: int, n: int, how: How) -> list[Work]:
     """Full segments, as in the middle of an input."""
     length = model.spec.segment_length
-    count = min(LONG, max(SHORT + 1, LAYERWISE_TOKENS // (batch * length)))
-    ids = torch.arange(batch * count * length, device=model.device).view(batch, -1)
+    ids = torch.arange(batch * n * length, device=model.device).view(batch, -1)
     ids = ids % model.view.embedding.num_embeddings
     cuts = cut_whole(ids, None, length)
-    work = Run(model, how).work(cuts, model._fresh(batch), Wanted(answers=False, uniform=True))
+    work = Run(model, how).work(cuts, model._fresh(batch), Wanted(uniform=True))
     return [Work(_leaf(item.x), item.segment) for item in work]
 
 
-def _step(
-    step: Step, fed: Tensor, carried: Sequence[Tensor], weights: Sequence[Tensor], *, captured: bool
-) -> Callable[[], object]:
-    if captured:
-        step = CapturedStep(step, fed, carried)
-        return lambda: step(fed, carried)
-    leaves = [_leaf(tensor) for tensor in carried]
-
-    def run() -> None:
-        after, tops = leaves, []
-        for _ in range(_chained()):
-            top, after = step(fed, after)
-            tops.append(top)
-        _backward([*tops, *after], [fed, *leaves, *weights])
-
-    return run
-
-
-def _chained() -> int:
-    """Steps of one measurement: with gradients, those of the weights are unstacked once a run."""
-    return CHAINED if torch.is_grad_enabled() else 1
-
-
-def _layerwise(
-    cells: Sequence[Cell], work: list[Work], states: States, how: How, weights: Sequence[Tensor]
-) -> Callable[[], object]:
-    def run() -> None:
-        tops, after = layerwise(cells, work, states, how)
-        _backward([*tops, *flatten(after)], [*(item.x for item in work), *weights])
-
-    return run
-
-
 def _leaf(tensor: Tensor) -> Tensor:
-    wanted = torch.is_grad_enabled() and tensor.is_floating_point()
-    return tensor.detach().requires_grad_(wanted)
+    return tensor.detach().requires_grad_(torch.is_grad_enabled())
 
 
 def _backward(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
@@ -207,18 +154,20 @@ def _backward(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
 
 
 def _side_by_side(
-    runs: Mapping[str, Callable[[], object]], device: torch.device
-) -> dict[str, float]:
-    """The least time of each, in rounds of all of them."""
-    best: dict[str, float] = {}
+    runs: Mapping[tuple[str, int], Callable[[], object]], device: torch.device
+) -> dict[tuple[str, int], float]:
+    """The least time of each, in rounds of all of them.
+
+    The first round warms up, unless its runs take so long that it hardly matters.
+    """
     started = time.perf_counter()
-    for rounds in range(ROUNDS + 1):
-        if rounds > 1 and time.perf_counter() - started > PATIENCE:
+    best = {name: _timed(run, device) for name, run in runs.items()}
+    for rounds in range(ROUNDS):
+        if time.perf_counter() - started > PATIENCE:
             break
         for name, run in runs.items():
             seconds = _timed(run, device)
-            if rounds:  # the first one warms up
-                best[name] = min(seconds, best.get(name, seconds))
+            best[name] = min(seconds, best[name]) if rounds else seconds
     return best
 
 
@@ -231,7 +180,7 @@ def _timed(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _key(model: MemarchModel, batch: int, how: How, layerwise: bool) -> str:
+def _key(model: MemarchModel, batch: int, n: int, how: How, layerwise: bool) -> str:
     """A name for all that the times depend on."""
     shapes = [[list(p.shape), p.requires_grad] for cell in model.cells() for p in cell.parameters()]
     spec = model.spec.canonical() | {"schedule": None}
@@ -239,7 +188,7 @@ def _key(model: MemarchModel, batch: int, how: How, layerwise: bool) -> str:
     config = {name: value for name, value in config.items() if name not in UNIMPORTANT}
     parts: list[Any] = [
         [MADE, _version(), torch.__version__, _device_name(model.device)],
-        [*_circumstances(model), batch, how.checkpoint, how.graphs, layerwise],
+        [*_circumstances(model), batch, n, how.truncate, how.checkpoint, how.graphs, layerwise],
         [spec, config, shapes],
     ]
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

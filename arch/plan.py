@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memarch.arch.measured import LAYERWISE_TOKENS, group_sizes, measured_times
+from memarch.arch.measured import LAYERWISE_TOKENS, measured_times
 from memarch.arch.spec import refuse_impossible
 from memarch.arch.work import How
 from memarch.components.errors import SpecError
@@ -69,7 +69,7 @@ def grouped_steps(schedule: str, segments: int, layers: int) -> int:
     """Groups of cells that run one after the other: S * L of one cell, S + L - 1, or L."""
     counts = {
         "sequential": segments * layers,
-        "diagonal": len(group_sizes(segments, layers)),
+        "diagonal": segments + layers - 1,
         "layerwise": layers,
     }
     return counts[schedule]
@@ -78,13 +78,8 @@ def grouped_steps(schedule: str, segments: int, layers: int) -> int:
 def _fastest(
     model: MemarchModel, batch: int, segments: int, how: How, whole: bool
 ) -> tuple[str, str]:
-    times = measured_times(model, 2 ** (batch - 1).bit_length(), how, layerwise=whole)
-    seconds = {
-        "sequential": times.sequential(segments),
-        "diagonal": times.diagonal(segments, len(model.view.layers)),
-    }
-    if whole:
-        seconds["layerwise"] = times.layer_by_layer(segments)
+    rows = 2 ** (batch - 1).bit_length()
+    seconds = measured_times(model, rows, segments, how, layerwise=whole).seconds(segments)
     best = min(seconds, key=lambda name: seconds[name])
     close = best != "sequential" and seconds["sequential"] < MARGIN * seconds[best]
     if close:

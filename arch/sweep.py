@@ -44,11 +44,6 @@ class Sweep:
         """Each layer's states after the segments so far."""
         return unflatten(self._carried, self._form)
 
-    def fill(self, item: Work) -> tuple[Tensor, list[Tensor]]:
-        """The arguments of one `step` on this segment."""
-        self._segment = item.segment
-        return item.x, self._carried
-
     def step(self, fed: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One segment as a function of its input and of the states before it."""
         x, written = fed, []

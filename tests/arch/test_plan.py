@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 
 from memarch.arch import measured, plan
 from memarch.arch.build import build_model
-from memarch.arch.measured import Times, group_sizes
+from memarch.arch.measured import Times
 from memarch.arch.model import MemarchModel
+from memarch.arch.schedules import SCHEDULES
+from memarch.arch.work import How
 from memarch.components.errors import SpecError
 
 ARMT: dict[str, Any] = {"a": {"type": "armt", "d_mem": 4, "num_tokens": 2}}
@@ -36,50 +39,58 @@ def build(memory: dict[str, Any], **spec: Any) -> MemarchModel:
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the machine is said to need, in seconds; the batch sizes that were asked for."""
     known: dict[str, Any] = {
-        "times": Times(sweep=3.0, stack=0.5, one=1.0, full=2.0, layerwise=(2.0, 6.0), long=6),
+        "times": Times(4, sequential=(6.0, 12.0), diagonal=(6.0, 10.0), layerwise=(2.0, 4.0)),
         "asked": [],
     }
 
-    def measured_times(model: MemarchModel, batch: int, how: Any, *, layerwise: bool) -> Times:
-        known["asked"].append((batch, layerwise))
-        return known["times"]
+    def measured_times(model: Any, batch: int, segments: int, how: Any, layerwise: bool) -> Times:
+        known["asked"].append((batch, segments, layerwise))
+        times: Times = known["times"]
+        return times if layerwise else replace(times, layerwise=None)
 
     monkeypatch.setattr(plan, "measured_times", measured_times)
     return known
 
 
-@pytest.mark.parametrize("segments", [1, 2, 3, 5, 40])
-@pytest.mark.parametrize("layers", [1, 3, 7])
-def test_diagonals_have_every_cell_once(segments: int, layers: int) -> None:
-    sizes = group_sizes(segments, layers)
-    cells = [(s, layer) for s in range(segments) for layer in range(layers)]
-    by_diagonal = [sum(s + layer == d for s, layer in cells) for d in range(len(sizes))]
-    assert sizes == by_diagonal
-    assert len(sizes) == segments + layers - 1
-    assert sum(sizes) == segments * layers
-
-
 def test_auto_takes_what_is_fastest_at_this_length(times: dict[str, Any]) -> None:
     model = build(DELTANET)
-    # sequential 3 S; diagonal 0.5 + 2 (1 + 1.5) + 2 (S - 2); layerwise S
+    # sequential 3 S; diagonal 2 + 2 S; layerwise S
     assert model.resolved_schedule(2, 4 * 8).schedule == "layerwise"
-    times["times"] = Times(sweep=3.0, stack=0.5, one=1.0, full=2.0, layerwise=(9.0, 99.0))
+    times["times"] = Times(4, sequential=(6.0, 12.0), diagonal=(6.0, 10.0), layerwise=(19.0, 39.0))
     chosen = model.resolved_schedule(2, 4 * 8)
     assert chosen.schedule == "diagonal"
     assert chosen.grouped_steps == 8 + 3 - 1
-    assert chosen.reason.startswith("measured: sequential 1.4 times as long, layerwise")
-    times["times"] = Times(sweep=3.0, stack=40.0, one=1.0, full=2.0, layerwise=(9.0, 99.0))
+    assert chosen.reason == "measured: sequential 1.3 times as long, layerwise 4.4 times as long"
+    times["times"] = Times(4, sequential=(6.0, 12.0), diagonal=(44.0, 48.0))
     chosen = model.resolved_schedule(2, 4 * 8)
     assert (chosen.schedule, chosen.grouped_steps) == ("sequential", 24)
 
 
-@pytest.mark.parametrize(("sweep", "order"), [(2.4, "sequential"), (2.8, "diagonal")])
+@pytest.mark.parametrize(("sweep", "order"), [(2.4, "sequential"), (2.6, "diagonal")])
 def test_sequential_stays_unless_another_order_is_a_tenth_faster(
     times: dict[str, Any], sweep: float, order: str
 ) -> None:
-    # sequential 8 sweeps; diagonal 0.5 + 2 (1 + 1.5) + 2 * 6 = 17.5
-    times["times"] = Times(sweep=sweep, stack=0.5, one=1.0, full=2.0, layerwise=(9.0, 99.0))
+    # sequential 8 sweeps; diagonal 2 + 2 S = 18
+    times["times"] = Times(4, sequential=(2 * sweep, 4 * sweep), diagonal=(6.0, 10.0))
     assert build(DELTANET).resolved_schedule(2, 4 * 8).schedule == order
+
+
+@pytest.mark.parametrize(
+    ("layers", "segments", "graphs", "n"),
+    [
+        (4, 2, False, 2),
+        (4, 7, False, 4),
+        (4, 8, False, 8),
+        (4, 1000, False, 8),
+        (12, 16, False, 16),
+        (12, 128, False, 32),
+        (16, 128, True, 64),
+    ],
+)
+def test_half_of_what_is_measured_has_all_layers_at_work_where_the_input_is_so_long(
+    layers: int, segments: int, graphs: bool, n: int
+) -> None:
+    assert measured._measured_length(layers, segments, How(graphs=graphs)) == n
 
 
 def test_what_is_measured_follows_from_what_is_possible(times: dict[str, Any]) -> None:
@@ -87,7 +98,7 @@ def test_what_is_measured_follows_from_what_is_possible(times: dict[str, Any]) -
     assert build(DELTANET).resolved_schedule(5, 32, truncate=2).schedule == "diagonal"
     assert build(DELTANET).resolved_schedule(5).schedule == "diagonal"  # of unknown length
     assert build(ARMT).resolved_schedule(64, 32).schedule == "diagonal"
-    assert times["asked"] == [(8, True), (8, False), (8, False), (64, False)]
+    assert times["asked"] == [(8, 8, True), (8, 8, False), (8, 48, False), (64, 8, False)]
 
 
 def test_nothing_is_measured_where_there_is_no_choice(times: dict[str, Any]) -> None:
@@ -130,8 +141,8 @@ def test_a_measurement_is_kept_and_leaves_the_model_alone(
     assert torch.equal(torch.get_rng_state(), random)
     assert all(weight.grad is None for weight in model.parameters())
     [kept] = json.loads((tmp_path / "schedules.json").read_text()).values()
-    assert set(kept) == {"sweep", "stack", "one", "full", "layerwise", "long"}
-    assert all(0 < kept[name] < 10 for name in ("sweep", "stack", "one", "full"))
+    assert set(kept) == {"n", *SCHEDULES}
+    assert all(0 < seconds < 10 for name in SCHEDULES for seconds in kept[name])
 
     def fails(*_: Any, **__: Any) -> Times:
         raise AssertionError("measured again")
