@@ -10,6 +10,7 @@ from typing import Any
 
 from memarch.studies.report.charts import (
     CHARACTER,
+    Axis,
     Canvas,
     Scale,
     decade_ticks,
@@ -17,6 +18,7 @@ from memarch.studies.report.charts import (
     nice_ticks,
     power_ticks,
     tick_text,
+    words,
 )
 from memarch.studies.report.records import Records
 from memarch.studies.results import leaderboard as board
@@ -38,6 +40,7 @@ def score_axis(
     base = canvas.height - canvas.bottom
     scale = Scale(ticks[0], ticks[-1], base - 6, canvas.top)
     canvas.y_axis(scale, ticks, title)
+    canvas.axes["y"] = Axis("", scale)
     return scale
 
 
@@ -54,6 +57,7 @@ def cost_axis(canvas: Canvas, name: str, values: Sequence[float]) -> Position:
     labels = [(none, "none")] if some_without else []
     labels += [(scale(tick), amount(name, tick)) for tick in ticks] if scale else []
     canvas.x_axis(labels, f"{heading(name)} (logarithmic)")
+    canvas.axes["x"] = Axis(name, scale, labels[:1] if some_without else [])
 
     def position(value: float) -> float:
         return scale(value) if scale and value > 0 else none
@@ -66,6 +70,7 @@ def plain_axis(canvas: Canvas, name: str, values: Sequence[float]) -> Position:
     ticks = nice_ticks(min(values), max(values))
     scale = Scale(ticks[0], ticks[-1], canvas.left + 12, canvas.width - canvas.right - 12)
     canvas.x_axis([(scale(tick), tick_text(tick)) for tick in ticks], name)
+    canvas.axes["x"] = Axis("", scale)
     return scale
 
 
@@ -134,6 +139,7 @@ class Values:
         )
         scale = Scale(ticks[0], ticks[-1], start, end, log=self.log)
         canvas.x_axis([(scale(tick), board.number(float(tick))) for tick in ticks], self.name)
+        canvas.axes["x"] = Axis("", scale)
         return scale
 
     def _bands(self, canvas: Canvas, start: float, end: float) -> Position:
@@ -145,6 +151,7 @@ class Values:
             for value, at in zip(self.categories, places.values(), strict=True)
         ]
         canvas.x_axis(labels, self.name)
+        canvas.axes["x"] = Axis("", places=labels)
         return lambda value: places[str(value)]
 
     @property
@@ -154,19 +161,19 @@ class Values:
 
 
 def draw_floors(
-    canvas: Canvas, floors: Mapping[str, float], y: Scale, *, words: bool = True
+    canvas: Canvas, floors: Mapping[str, float], y: Scale, *, named: bool = True
 ) -> None:
     """Dashed lines; the words of the highest stand above its line, those of the others below."""
     x0, x1 = canvas.left, canvas.width - canvas.right
     ordered = sorted(floors.items(), key=lambda item: item[1])
     for index, (name, value) in enumerate(ordered):
         at = y(value)
-        canvas.add(element("line", x1=x0, x2=x1, y1=at, y2=at, class_="floor"))
+        canvas.draw(element("line", x1=x0, x2=x1, y1=at, y2=at, class_="floor"))
         canvas.taken.append((x0, at - 1, x1, at + 1))
-        if words:
+        if named:
             text = f"floor: {name.replace('_', ' ')} {value:.2f}"
             base = at - 5 if index == len(ordered) - 1 else at + 14
-            canvas.text(x1, base, text, anchor="end")
+            canvas.around(x1, at, words(0, base - at, text, anchor="end"), class_="side")
             canvas.taken.append((x1 - CHARACTER * len(text), base - 11, x1, base + 3))
 
 

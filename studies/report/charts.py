@@ -6,6 +6,7 @@ stand-alone file gives them values by `STYLE` and switches with the reader's col
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -73,6 +74,9 @@ RULES: dict[str, dict[str, str]] = {
         }
         for i in range(HEAT)
     },
+    ".chip": {"stroke": "var(--surface)", "stroke-width": "1.5"},
+    ".dark": {"fill": "var(--ink)"},
+    ".contour": {"fill": "none", "stroke": "var(--ink)", "stroke-opacity": ".45"},
     ".void": {"fill": "none", "stroke": "var(--grid)"},
 }
 """What the classes mean: the page's style, and what `studies.png` draws by."""
@@ -186,9 +190,44 @@ def marker(shape: int, x: float, y: float, size: float = 5.5, /, **attributes: o
     return element("polygon", points=points, **attributes)
 
 
+def words(
+    x: float,
+    y: float,
+    text: str,
+    *,
+    anchor: str = "start",
+    class_: str | None = None,
+    transform: str | None = None,
+) -> str:
+    """Text as it is."""
+    shown = escape(text, quote=False)
+    return element("text", shown, x=x, y=y, text_anchor=anchor, class_=class_, transform=transform)
+
+
+@dataclass
+class Axis:
+    """What the page's script needs to label a part of an axis: the name of what it shows, its
+    scale, and labels that stand at places of their own."""
+
+    name: str = ""
+    scale: Scale | None = None
+    places: Sequence[tuple[float, str]] = ()
+
+    def document(self) -> dict[str, object]:
+        scale = self.scale
+        known = scale and [scale.low, scale.high, round(scale.start, 1), round(scale.end, 1)]
+        log = scale is not None and scale.log
+        places = [[round(at, 1), label] for at, label in self.places]
+        return {"name": self.name, "scale": known, "log": log, "places": places}
+
+
 @dataclass
 class Canvas:
-    """A chart being drawn: a frame with two axes, and marks on it."""
+    """A chart being drawn: a frame with two axes, and a plot, which the page can zoom.
+
+    Lines and polylines of the plot stand in the canvas's coordinates; what keeps its size stands
+    around a point, in a group that is moved there.
+    """
 
     width: int
     height: int
@@ -197,19 +236,32 @@ class Canvas:
     top: int = 14
     bottom: int = 46
     parts: list[str] = field(default_factory=list)
+    plot: list[str] = field(default_factory=list)
+    axes: dict[str, Axis] = field(default_factory=dict)
+    """`x` and `y`, where the chart can be zoomed."""
     taken: list[tuple[float, float, float, float]] = field(default_factory=list)
     """Boxes of the labels so far."""
 
     def add(self, *parts: str) -> None:
         self.parts.extend(parts)
 
+    def draw(self, *parts: str) -> None:
+        """Add to the plot."""
+        self.plot.extend(parts)
+
+    def around(self, x: float, y: float, content: str, /, **attributes: object) -> None:
+        """Add to the plot what was drawn around 0, 0, at a point."""
+        self.draw(element("g", content, **attributes, transform=f"translate({x:.2f} {y:.2f})"))
+
     def y_axis(self, scale: Scale, ticks: Sequence[float], title: str = "") -> None:
         """Horizontal grid lines with their values, and the title above them, turned."""
         x0, x1 = self.left, self.width - self.right
+        lines = []
         for tick in ticks:
             y = scale(tick)
-            self.add(element("line", x1=x0, x2=x1, y1=y, y2=y, class_="grid"))
-            self.text(x0 - 8, y + 4, tick_text(tick), anchor="end")
+            lines.append(element("line", x1=x0, x2=x1, y1=y, y2=y, class_="grid"))
+            lines.append(words(x0 - 8, y + 4, tick_text(tick), anchor="end"))
+        self.add(element("g", "".join(lines), class_="ticks-y"))
         if title:
             middle = (scale.start + scale.end) / 2
             turned = f"rotate(-90 14 {middle:.0f})"
@@ -223,32 +275,22 @@ class Canvas:
                 "line", x1=self.left, x2=self.width - self.right, y1=base, y2=base, class_="axis"
             )
         )
+        lines = []
         for x, label in ticks:
-            self.add(element("line", x1=x, x2=x, y1=base, y2=base + 4, class_="axis"))
-            self.text(x, base + 18, label, anchor="middle")
+            lines.append(element("line", x1=x, x2=x, y1=base, y2=base + 4, class_="axis"))
+            lines.append(words(x, base + 18, label, anchor="middle"))
+        self.add(element("g", "".join(lines), class_="ticks-x"))
         if title:
             middle = (self.left + self.width - self.right) / 2
             self.text(middle, self.height - 8, title, anchor="middle")
 
-    def text(
-        self,
-        x: float,
-        y: float,
-        words: str,
-        *,
-        anchor: str = "start",
-        class_: str | None = None,
-        transform: str | None = None,
-    ) -> None:
-        """Text as it is."""
-        shown = escape(words, quote=False)
-        self.add(
-            element("text", shown, x=x, y=y, text_anchor=anchor, class_=class_, transform=transform)
-        )
+    def text(self, x: float, y: float, text: str, **look: str) -> None:
+        """Add text to the frame, with the looks of `words`."""
+        self.add(words(x, y, text, **look))
 
-    def label(self, x: float, y: float, words: str, class_: str = "ink") -> None:
+    def label(self, x: float, y: float, text: str, class_: str = "ink") -> None:
         """Text beside a point, where no other label is; nothing where there is no room."""
-        width = CHARACTER * len(words)
+        width = CHARACTER * len(text)
         places = [
             (x - width / 2, y - 15),
             (x + 14, y + 4),
@@ -264,7 +306,7 @@ class Canvas:
             inside = inside and box[3] <= self.height - self.bottom
             if inside and not any(_overlap(box, other) for other in self.taken):
                 self.taken.append(box)
-                self.text(left, base, words, class_=class_)
+                self.around(x, y, words(left - x, base - y, text, class_=class_))
                 return
 
     def occupy(self, x: float, y: float, size: float = 8) -> None:
@@ -277,12 +319,23 @@ class Canvas:
         surface = ""
         if standalone:
             surface = '<rect width="100%" height="100%" fill="var(--surface)" rx="8"/>'
-        body = f"<title>{escape(title)}</title>{style}{surface}{''.join(self.parts)}"
+        body = f"<title>{escape(title)}</title>{style}{surface}{self.content()}"
         size = f'width="{self.width}" height="{self.height}"' if standalone or sized else ""
+        zoom = "" if standalone or not self.axes else f'data-zoom="{escape(self._zoom())}" '
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
-            f'{size} role="img" aria-label="{escape(title)}">{body}</svg>'
+            f'{size} {zoom}role="img" aria-label="{escape(title)}">{body}</svg>'
         )
+
+    def content(self) -> str:
+        """The frame, and the plot on it."""
+        plot = element("g", "".join(self.plot), class_="plot") if self.plot else ""
+        return "".join(self.parts) + plot
+
+    def _zoom(self) -> str:
+        box = [self.left, self.top, self.width - self.right, self.height - self.bottom]
+        axes = {name: axis.document() for name, axis in self.axes.items()}
+        return json.dumps({"box": box, **axes}, separators=(",", ":"))
 
 
 def _overlap(

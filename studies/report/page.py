@@ -32,14 +32,14 @@ section { margin-top: 48px; }
 nav { display: flex; flex-wrap: wrap; gap: 4px 16px; margin-top: 18px; font-size: 13.5px; }
 nav a { color: var(--muted); text-decoration: none; border-bottom: 1px solid var(--grid); }
 nav a:hover { color: var(--ink); }
-figure { margin: 0; }
-figure svg { width: 100%; height: auto; display: block; }
+figure { margin: 0; position: relative; }
+figure > svg { width: 100%; height: auto; display: block; }
 .wide { max-width: 900px; }
 .multiples {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 20px;
 }
 .multiples.fit { display: flex; flex-wrap: wrap; align-items: flex-start; }
-.multiples.fit svg { width: auto; max-width: 100%; height: auto; }
+.multiples.fit figure > svg { width: auto; max-width: 100%; height: auto; }
 button { font: inherit; color: inherit; background: none; border: 0; cursor: pointer; padding: 0; }
 button:focus-visible, a:focus-visible { outline: 2px solid var(--c0); outline-offset: 2px; }
 .legend {
@@ -64,6 +64,13 @@ button:focus-visible, a:focus-visible { outline: 2px solid var(--c0); outline-of
 .more { margin-top: 10px; font-size: 13px; }
 #theme { font-size: 12.5px; }
 [hidden], .off { display: none !important; }
+svg[data-zoom] { cursor: crosshair; user-select: none; }
+svg .drag { fill: var(--c0); fill-opacity: .12; stroke: var(--c0); }
+.again {
+  position: absolute; right: 0; bottom: -9px; padding: 1px 10px; font-size: 12px;
+  border: 1px solid var(--grid); border-radius: 99px;
+  background: var(--surface); color: var(--muted);
+}
 [data-t] { cursor: pointer; }
 svg .picked, svg .picked .mark { stroke: var(--ink); stroke-width: 2.6; opacity: 1; }
 .dot {
@@ -112,7 +119,7 @@ details { margin-top: 8px; }
 summary { cursor: pointer; }
 @media print {
   main { padding: 0; }
-  details, .legend .hint, .bar, #theme, nav { display: none; }
+  details, .legend .hint, .bar, #theme, nav, .again { display: none; }
   .legend { position: static; }
 }
 """

@@ -20,7 +20,15 @@ from memarch.studies.report.axes import (
     plain_axis,
     score_axis,
 )
-from memarch.studies.report.charts import Canvas, Scale, element, marker, nice_ticks, tick_text
+from memarch.studies.report.charts import (
+    Axis,
+    Canvas,
+    Scale,
+    element,
+    marker,
+    nice_ticks,
+    tick_text,
+)
 from memarch.studies.report.records import AXES, Records, Trial, label, score_of
 from memarch.studies.results import leaderboard as board
 
@@ -77,11 +85,12 @@ def scatter(records: Records, against: str, *, standalone: bool = False) -> str:
     best = _front(records, marks, against)
     steps = [(x(mark.x), y(mark.y)) for mark in best]
     if len(steps) > 1:
-        path = f"M{steps[0][0]:.1f},{steps[0][1]:.1f}"
-        path += "".join(f"H{px:.1f}V{py:.1f}" for px, py in steps[1:])
+        corners = [steps[0]]
         for (x0, y0), (x1, y1) in pairwise(steps):
             canvas.taken += [(x0, y0 - 2, x1, y0 + 2), (x1 - 2, min(y0, y1), x1 + 2, max(y0, y1))]
-        canvas.add(element("path", d=path, class_="front"))
+            corners += [(x1, y0), (x1, y1)]
+        line = " ".join(f"{px:.1f},{py:.1f}" for px, py in corners)
+        canvas.draw(element("polyline", points=line, class_="front"))
     if records.document.get("sizes"):
         _draw_levels(canvas, records, marks, x, y)
     for mark in sorted(marks, key=lambda mark: mark in best):
@@ -142,7 +151,7 @@ def _draw_levels(
         if len(best) > 1:
             line = " ".join(f"{x(at):.1f},{y(best[at]):.1f}" for at in sorted(best))
             look = f"curve s{records.colour(variant)} {records.group(variant)}"
-            canvas.add(element("polyline", points=line, class_=look, opacity="0.6"))
+            canvas.draw(element("polyline", points=line, class_=look, opacity="0.6"))
 
 
 def _draw(
@@ -159,23 +168,23 @@ def _draw(
     parts = [f"<title>{escape(tip(records, mark.trial))}</title>"] if tips else []
     if mark.high > mark.low:
         colour = records.colour(mark.trial["variant"] or "")
-        ends = {"x1": px, "x2": px, "y1": y(mark.low), "y2": y(mark.high)}
+        ends = {"x1": 0, "x2": 0, "y1": y(mark.low) - py, "y2": y(mark.high) - py}
         parts.append(element("line", **ends, class_=f"whisker s{colour}"))
     if ring:
-        parts.append(element("circle", cx=px, cy=py, r=9.5, class_="ring"))
-    parts.append(trial_mark(records, mark.trial, px, py))
+        parts.append(element("circle", r=9.5, class_="ring"))
+    parts.append(trial_mark(records, mark.trial))
     owner = {"class_": records.group(mark.trial["variant"] or "")}
     numbers = " ".join(map(str, mark.numbers))
-    canvas.add(element("g", "".join(parts), **owner, data_t=numbers))
+    canvas.around(px, py, "".join(parts), **owner, data_t=numbers)
     canvas.occupy(px, py)
 
 
-def trial_mark(records: Records, trial: Trial, x: float, y: float, size: float = 5.5) -> str:
-    """The mark of a trial, pale where it was stopped early or broke a constraint."""
+def trial_mark(records: Records, trial: Trial, size: float = 5.5) -> str:
+    """The mark of a trial around 0, 0; pale where it was stopped early or broke a constraint."""
     variant = trial["variant"] or ""
     opacity = None if trial["state"] == "complete" else "0.35"
     look = _look(records, variant)
-    return marker(records.shape(variant), x, y, size, class_=look, opacity=opacity)
+    return marker(records.shape(variant), 0, 0, size, class_=look, opacity=opacity)
 
 
 def legend_mark(records: Records, variant: str, x: float, y: float) -> str:
@@ -191,8 +200,8 @@ def _legend_in(canvas: Canvas, records: Records, shown: set[str]) -> None:
     """The legend of a picture that stands alone, above its frame."""
     shift = 26
     canvas.height += shift
-    body = element("g", "".join(canvas.parts), transform=f"translate(0 {shift})")
-    canvas.parts = [body]
+    body = element("g", canvas.content(), transform=f"translate(0 {shift})")
+    canvas.parts, canvas.plot = [body], []
     left = float(canvas.left)
     for variant in (name for name in records.variants if name in shown):
         canvas.add(legend_mark(records, variant, left + 6, 20))
@@ -228,9 +237,10 @@ def curves(records: Records, axis: str = "steps") -> list[tuple[str, str]]:
         ticks = nice_ticks(0, last, 4)
         x = Scale(0, ticks[-1], canvas.left, canvas.width - canvas.right)
         canvas.x_axis([(x(tick), tick_text(tick)) for tick in ticks], axis)
+        canvas.axes["x"] = Axis("", x)
         canvas.text(canvas.left, 14, variant or "model", class_="ink strong")
         canvas.text(canvas.width - canvas.right, 14, _count(len(own), "trial"), anchor="end")
-        draw_floors(canvas, records.floors, y, words=False)
+        draw_floors(canvas, records.floors, y, named=False)
         for trial in sorted(own, key=lambda t: t["number"] == best.get(variant)):
             strong = trial["number"] == best.get(variant) or len(own) == 1
             opacity = None if strong else f"{max(0.12, 0.5 - len(own) / 200):.2f}"
@@ -239,7 +249,7 @@ def curves(records: Records, axis: str = "steps") -> list[tuple[str, str]]:
             drawn = element(
                 "polyline", points=line, class_=look, opacity=opacity, data_t=trial["number"]
             )
-            canvas.add(drawn)
+            canvas.draw(drawn)
         charts.append((variant, canvas.svg(f"{records.metric} of {variant} over {axis}")))
     return charts
 

@@ -17,6 +17,7 @@ from memarch.studies.report.charts import LIGHT_VARIABLES, RULES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.path import Path as Shape
 
 SHARPNESS = 2
 """Pixels for each unit of a picture."""
@@ -82,7 +83,7 @@ def _draw(
     order: int,
 ) -> None:
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Circle, FancyBboxPatch, Polygon
+    from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon
 
     tag = element.tag.rpartition("}")[2]
     number = {key: float(value) for key, value in element.attrib.items() if _is_number(value)}
@@ -107,13 +108,16 @@ def _draw(
         case "line":
             xs, ys = (number["x1"] + dx, number["x2"] + dx), (number["y1"] + dy, number["y2"] + dy)
             axes.add_line(Line2D(xs, ys, **line))
-        case "polyline" | "path":
-            text = element.attrib["points" if tag == "polyline" else "d"]
-            points = _points(text) if tag == "polyline" else _path(text)
+        case "polyline":
+            points = _points(element.attrib["points"])
             xs, ys = zip(*[(x + dx, y + dy) for x, y in points], strict=True)
             axes.add_line(Line2D(xs, ys, **line))
+        case "path":
+            path = _path(element.attrib["d"], dx, dy)
+            axes.add_patch(PathPatch(path, **{**area, "alpha": line["alpha"]}))
         case "circle":
-            axes.add_patch(Circle((number["cx"] + dx, number["cy"] + dy), number["r"], **area))
+            middle = (number.get("cx", 0) + dx, number.get("cy", 0) + dy)
+            axes.add_patch(Circle(middle, number["r"], **area))
         case "polygon":
             corners = [(x + dx, y + dy) for x, y in _points(element.attrib["points"])]
             axes.add_patch(Polygon(corners, closed=True, **area))
@@ -150,16 +154,17 @@ def _points(text: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in (pair.split(",") for pair in text.split())]
 
 
-def _path(text: str) -> list[tuple[float, float]]:
-    """A path of M, H and V, which is what the steps of a front are."""
-    points: list[tuple[float, float]] = []
-    for kind, rest in re.findall(r"([MHV])([-\d.,]+)", text):
-        if kind == "M":
-            x, y = (float(number) for number in rest.split(","))
-        else:
-            x, y = (float(rest), points[-1][1]) if kind == "H" else (points[-1][0], float(rest))
-        points.append((x, y))
-    return points
+def _path(text: str, dx: float, dy: float) -> Shape:
+    """A path of M, L and Z, which is what contours are."""
+    from matplotlib.path import Path as Shape
+
+    corners: list[tuple[float, float]] = []
+    codes = []
+    for kind, rest in re.findall(r"([MLZ])([-\d.,]*)", text):
+        x, y = (float(number) for number in rest.split(",")) if rest else (0.0, 0.0)
+        corners.append((x + dx, y + dy))
+        codes.append({"M": Shape.MOVETO, "L": Shape.LINETO, "Z": Shape.CLOSEPOLY}[kind])
+    return Shape(corners, codes)
 
 
 def _colour(text: str | None) -> str:

@@ -1,30 +1,37 @@
-"""The script of a report's page: details of what the pointer is on, filter, tabs, sorting."""
+"""The script of a report's page: details of what the pointer is on, filter, tabs, sorting, zoom."""
 
 from __future__ import annotations
 
-SCRIPT = r"""
+from memarch.studies.report.zoom import ZOOM
+
+SCRIPT = (
+    r"""
 (() => {
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const data = JSON.parse(document.getElementById("data").textContent);
 const tip = document.getElementById("tip"), card = document.getElementById("card");
 
 // Numbers for people, in the units of the page's tables.
-const scaled = (value, base, units, gap) => {
+const trimmed = (value, digits) => String(Number(value.toPrecision(digits)));
+const scaled = (value, base, units, gap, digits) => {
   let step = 0;
   while (Math.abs(value) >= base && step < units.length - 1) { value /= base; step += 1; }
-  const text = step || value % 1 ? String(Number(value.toPrecision(3))) : String(value);
+  const text = step || value % 1 ? trimmed(value, digits || 3) : String(value);
   return text + gap + units[step];
 };
-const shown = (name, value) => {
+const shown = (name, value, digits) => {
   if (typeof value !== "number") return String(value);
-  if (name.endsWith("_bytes")) return scaled(value, 1024, ["B", "KiB", "MiB", "GiB", "TiB"], " ");
+  if (name.endsWith("_bytes")) {
+    return scaled(value, 1024, ["B", "KiB", "MiB", "GiB", "TiB"], " ", digits);
+  }
   if (name.endsWith("seconds")) {
-    return value < 120 ? value.toFixed(1) + " s" : (value / 60).toFixed(1) + " min";
+    const [time, unit] = value < 120 ? [value, " s"] : [value / 60, " min"];
+    return (digits ? trimmed(time, digits) : time.toFixed(1)) + unit;
   }
   if (name.startsWith("cost/") || Math.abs(value) >= 1e5) {
-    return scaled(value, 1000, ["", "k", "M", "G", "T", "P"], "");
+    return scaled(value, 1000, ["", "k", "M", "G", "T", "P"], "", digits);
   }
-  return String(Number(value.toPrecision(4)));
+  return trimmed(value, digits || 4);
 };
 const element = (tag, words, parent) => {
   const made = document.createElement(tag);
@@ -175,5 +182,7 @@ theme.addEventListener("click", () => {
   const now = document.documentElement.dataset.theme || (dark ? "dark" : "light");
   document.documentElement.dataset.theme = now === "dark" ? "light" : "dark";
 });
-})();
 """
+    + ZOOM
+    + "})();\n"
+)

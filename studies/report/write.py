@@ -1,7 +1,7 @@
 """A study's report: one HTML page that needs nothing else, and its pictures as SVG and PNG files.
 
 The page holds the question, what was searched, the leaderboard with floors and baselines, fronts of
-the objective against costs, what mattered, slices and heat maps, learning curves, costs, what
+the objective against costs, what mattered, slices and maps, learning curves, costs, what
 failed and why, and how to run it again. It is made from the JSON files in the study's folder alone,
 so any process can write it at any time.
 """
@@ -23,10 +23,11 @@ from memarch.studies.report.axes import heading
 from memarch.studies.report.bars import importance_bars
 from memarch.studies.report.charts import STYLE, Canvas
 from memarch.studies.report.formats import FORMATS
+from memarch.studies.report.maps import maps
 from memarch.studies.report.page import PAGE
 from memarch.studies.report.png import write_png
 from memarch.studies.report.records import Records, Trial
-from memarch.studies.report.slices import heat_maps, slices
+from memarch.studies.report.slices import slices
 from memarch.studies.report.text import answer, command
 from memarch.studies.results import leaderboard as board
 from memarch.studies.results.importance import importances
@@ -71,7 +72,7 @@ def all_pictures(records: Records) -> Iterator[tuple[str, str]]:
         for name, chart in slices(records, goal):
             yield f"slice {_of(records, goal)}{name}", chart
     for variant in records.variants:
-        for title, chart in heat_maps(records, variant, records.metric):
+        for title, chart in maps(records, variant, records.metric):
             yield f"map {variant} {title}", chart
     for axis in pictures.axes_of_curves(records):
         for variant, chart in pictures.curves(records, axis):
@@ -139,12 +140,13 @@ def _sections(records: Records) -> Iterator[tuple[str, str, str]]:
     yield "What mattered", _IMPORTANCE, _tabs([(goal, body) for goal, body in bars if body])
     sliced = [(goal, _multiples(slices(records, goal))) for goal in records.goals]
     yield "One parameter at a time", _SLICES, _tabs([each for each in sliced if each[1]])
-    maps = [
-        (variant or "model", _multiples(heat_maps(records, variant, records.metric), "fit"))
+    crossed = [
+        (variant or "model", _multiples(maps(records, variant, records.metric), "fit"))
         for variant in records.variants
     ]
-    maps = [each for each in maps if each[1]]
-    yield "Parameters crossed", _MAPS.format(records.metric), _tabs(maps)
+    crossed = [each for each in crossed if each[1]]
+    note = _CONTOURS if any('class="contour"' in body for _, body in crossed) else _CELLS
+    yield "Parameters crossed", note.format(records.metric), _tabs(crossed)
     drawn = [
         (f"over {axis}", _multiples(_grouped(records, pictures.curves(records, axis))))
         for axis in pictures.axes_of_curves(records)
@@ -165,7 +167,9 @@ def _ablation(records: Records) -> str:
 _FRONT = (
     "Each mark is a setting: the median of its seeds, with a line over their range. Ringed "
     "settings are the front: no other one is as good for less. Dashed lines are floors, what a "
-    "model without memory can reach. Point at a mark for its values, click to keep them."
+    "model without memory can reach. Point at a mark for its values, click to keep them. Drag a "
+    "rectangle in this or another chart to zoom, or turn the wheel with Ctrl; a double click shows "
+    "all again."
 )
 _TEST = "Computed once, after the search; nothing was chosen by them."
 _IMPORTANCE = (
@@ -175,7 +179,12 @@ _IMPORTANCE = (
     "variants have counts in those."
 )
 _SLICES = "Every complete trial; lines join the medians of a variant."
-_MAPS = "Median {} of the trials in each cell; empty cells were not tried."
+_CELLS = "Median {} of the trials in each cell; empty cells were not tried."
+_CONTOURS = (
+    "Median {} of the trials at each setting. Only the settings that stand on top were measured: "
+    "bands and lines are interpolated linearly from one to the next, and end with the outermost. "
+    "Cells, where an axis has fewer than three numbers, are the median of their trials."
+)
 _CURVES = "{} over training; the variant's best trial is drawn strong, floors are dashed."
 _SIZES = (
     "What was solved for, so that the models cost the same: the values that come nearest to each "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import math
 import re
 import shutil
 import statistics
@@ -20,11 +22,13 @@ from report_study import write_finished_study
 
 from memarch.studies.records.store import write_json
 from memarch.studies.report.ablation import forest
+from memarch.studies.report.axes import Values
 from memarch.studies.report.charts import decade_ticks, nice_ticks, power_ticks
+from memarch.studies.report.contours import contours
 from memarch.studies.report.formats import latex, markdown
+from memarch.studies.report.maps import Crossing, crossing, maps
 from memarch.studies.report.pictures import axes_of_curves, horizontals
 from memarch.studies.report.records import Records
-from memarch.studies.report.slices import Crossing, crossing, heat_maps
 from memarch.studies.report.write import front_svg, write_report
 from memarch.studies.results import leaderboard as board
 from memarch.studies.results.importance import ALL, importances
@@ -234,7 +238,9 @@ def test_equal_sizes_are_one_curve_a_variant(folder: Path) -> None:
     info = json.loads((folder / "study.json").read_text())
     write_json(folder / "study.json", info | {"sizes": [{"variant": "rmt", "level": 256}]})
     root = ElementTree.fromstring(front_svg(folder))
-    lines = [e.get("points") or "" for e in root.iter() if e.tag.endswith("polyline")]
+    lines = [
+        e.get("points") or "" for e in root.iter() if (e.get("class") or "").startswith("curve")
+    ]
     assert len(lines) == 1  # of gradmem: no other variant has complete trials of two sizes
     assert len(lines[0].split()) == 2
 
@@ -285,8 +291,8 @@ def test_heat_maps_cross_size_segments_and_steps(tmp_path: Path) -> None:
     records = Records(write_finished_study(tmp_path, 240))
     crossed = crossing(records, records.of("gradmem"))
     assert crossed == Crossing("num_tokens", "segment_length", "write_steps")
-    maps = dict(heat_maps(records, "gradmem", METRIC))
-    assert list(maps) == ["write_steps 1", "write_steps 2", "write_steps 3"]
+    drawn = dict(maps(records, "gradmem", METRIC))
+    assert list(drawn) == ["write_steps 1", "write_steps 2", "write_steps 3"]
     own = [
         trial["metrics"][METRIC]
         for trial in records.of("gradmem")
@@ -294,8 +300,43 @@ def test_heat_maps_cross_size_segments_and_steps(tmp_path: Path) -> None:
         == [8, 16, 1]
     ]
     assert own
-    assert f">{statistics.median(own):.3g}</text>" in maps["write_steps 1"]
-    assert heat_maps(records, "none", METRIC) == []
+    assert f">{statistics.median(own):.3g}</text>" in drawn["write_steps 1"]
+    assert maps(records, "none", METRIC) == []
+
+
+def test_two_of_three_parameters_have_enough_numbers_for_contours(tmp_path: Path) -> None:
+    grid = itertools.product([1, 2, 4], [8, 16], [1, 2, 3])
+    names = ("num_tokens", "segment_length", "write_steps")
+    trials = [{"params": dict(zip(names, values, strict=True))} for values in grid]
+    crossed = crossing(Records(tmp_path), trials)
+    assert crossed == Crossing("num_tokens", "write_steps", "segment_length")
+
+
+def test_contours_are_linear_between_what_was_measured_and_end_there() -> None:
+    axes = [Values("num_tokens", (1, 2, 4)), Values("write_steps", (1, 2, 3))]
+    grid = itertools.product((1, 2, 4), (1, 2, 3))
+    chart = contours(axes, {(a, b): (math.log2(a) / 2, "7") for a, b in grid}, (0, 1), "title")
+    assert chart is not None
+    root = ElementTree.fromstring(chart.svg("title"))
+    paths = {e.get("class"): e.get("d") or "" for e in root.iter() if e.tag.endswith("path")}
+    chips = [e for e in root.iter() if (e.get("class") or "").startswith("chip")]
+    columns = sorted({float(e.get("x") or 0) + float(e.get("width") or 0) / 2 for e in chips})
+    assert len(chips) == 9
+    assert _reach(paths["h0"]) == (columns[0], columns[2])
+    assert _reach(paths["h5"]) == (columns[1], columns[2])
+    at = columns[0] + 0.9 * (columns[2] - columns[0])
+    assert _reach(paths["contour"]) == pytest.approx((at, at), abs=0.1)
+
+
+def _reach(path: str) -> tuple[float, float]:
+    across = [float(x) for x in re.findall(r"[ML]([-\d.]+),", path)]
+    return min(across), max(across)
+
+
+@pytest.mark.parametrize("settings", [[(1, 1), (2, 2), (4, 2)], [(1, 1), (2, 2), (3, 3)]])
+def test_too_few_values_or_a_line_make_no_contours(settings: list[tuple[int, int]]) -> None:
+    axes = [Values("a", (1, 2, 3, 4)), Values("b", (1, 2, 3, 4))]
+    assert contours(axes, dict.fromkeys(settings, (0.5, "7")), (0, 1), "title") is None
 
 
 def test_settings_over_their_seeds(tmp_path: Path) -> None:
@@ -308,7 +349,7 @@ def test_settings_over_their_seeds(tmp_path: Path) -> None:
         assert f">{heading}</th>" in text
     assert "Every trial" in text
     numbers = " ".join(str(trial["number"]) for trial in best.trials)
-    assert f'<g class="{records.group(best.variant)}" data-t="{numbers}">' in text
+    assert f'<g class="{records.group(best.variant)}" data-t="{numbers}" ' in text
 
 
 ABLATION = {
@@ -375,7 +416,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_the_script_runs_without_errors(folder: Path, tmp_path: Path) -> None:
-    """The page in a real browser: the script filters, limits, shows tabs, and nothing is wrong."""
+    """The page in a real browser: filters, tabs, details and zoom work, and nothing is wrong."""
     page = write_report(folder)
     probe = """<script>
       addEventListener("error", (event) => { document.title = "error: " + event.message; });
@@ -386,6 +427,21 @@ def test_the_script_runs_without_errors(folder: Path, tmp_path: Path) -> None:
           new MouseEvent("click", {bubbles: true}));
         document.querySelectorAll("th").forEach((head) => head.click());
         const card = document.getElementById("card");
+        const chart = document.querySelector("svg[data-zoom]"), box = chart.getBoundingClientRect();
+        const again = chart.parentElement.querySelector(".again");
+        const ticks = () => chart.querySelector(".ticks-y").textContent;
+        const drag = (kind, share) => chart.dispatchEvent(new PointerEvent(kind, {bubbles: true,
+          clientX: box.x + box.width * share, clientY: box.y + box.height * share / 2}));
+        const seen = [ticks()];
+        drag("pointerdown", 0.3); drag("pointermove", 0.6); drag("pointerup", 0.6);
+        seen.push(ticks(), again.hidden);
+        again.click();
+        seen.push(ticks() === seen[0], again.hidden);
+        chart.dispatchEvent(new WheelEvent("wheel", {deltaY: -100, ctrlKey: true,
+          clientX: box.x + box.width / 2, clientY: box.y + box.height / 2}));
+        seen.push(again.hidden);
+        chart.dispatchEvent(new MouseEvent("dblclick"));
+        document.title += "|" + [...seen, again.hidden].join();
         document.title += "|" + [document.querySelectorAll(".off").length > 0, card.hidden,
           card.textContent.includes("0.95"),
           document.querySelectorAll(".panel:not([hidden])").length > 0].join();
@@ -397,7 +453,9 @@ def test_the_script_runs_without_errors(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title is not None, done.stderr[-2000:]
-    assert title[1] == "s - memarch|true,false,true,true"
+    name, zoomed, rest = title[1].split("|")
+    assert zoomed == "00.20.40.60.81,0.70.750.80.85,false,true,true,false,true"
+    assert (name, rest) == ("s - memarch", "true,false,true,true")
 
 
 def test_two_objectives_each_have_their_pictures(tmp_path: Path) -> None:
