@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from memarch.fitted import Fitted, heading
 from memarch.studies.results import leaderboard as board
 
 Row = Mapping[str, Any]
@@ -39,8 +40,10 @@ def console() -> Console:
 def table(title: str, headings: Sequence[str], right: Sequence[str] = ()) -> Table:
     """An empty table in the house's style; columns named in `right` hold numbers."""
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for heading in headings:
-        made.add_column(heading, justify="right" if heading in right else "left")
+    for name in headings:
+        number = name in right
+        look: JustifyMethod = "right" if number else "left"
+        made.add_column(heading(name), justify=look, no_wrap=number, overflow="fold")
     return made
 
 
@@ -118,8 +121,8 @@ def studies(rows: Sequence[Row], storage: Path) -> None:
             _state(row["state"]),
             str(row["design"] or ""),
             counts,
-            ", ".join(row["objective"]),
-            ", ".join(board.cost({"metrics": best}, name) for name in best),
+            "\n".join(board.headings(row["objective"]).values()),
+            "\n".join(board.cost({"metrics": best}, name) for name in best),
         )
     out.print(made)
 
@@ -132,13 +135,13 @@ def study(document: board.Document, *, seeds: bool = False) -> None:
         from memarch import show_seeds
 
         if several:
-            out.print(show_seeds.settings(document))
+            out.print(show_seeds.settings(document), crop=False)
         if document.get("ablation"):
             out.print(show_seeds.ablation(document))
         if seeds and document.get("ablation"):
             out.print(show_seeds.differences(document))
     if seeds or not several:
-        out.print(leaderboard(document))
+        out.print(leaderboard(document), crop=False)
     for line in _beside(document):
         out.print(Text(line, style="dim"))
     unfinished = [t for t in document["trials"] if t["state"] in ("failed", "running", "waiting")]
@@ -178,11 +181,11 @@ def leaderboard(document: board.Document) -> RenderableType:
     floors = board.floors(rows, main)
     goals, costs = board.columns(document, rows)
     scores = [*goals, *board.test_metrics(document)]
-    headings = ["rank", "trial", "variant", "settings", *scores, *costs.values()]
+    figures = [*board.headings(scores, costs.values()).values(), *costs.values()]
     made = table(
         f"{document['name']}: {document['state']}",
-        headings,
-        right=["rank", "trial", *scores, *costs.values()],
+        ["rank", "trial", "variant", "settings", *figures],
+        right=["rank", "trial", *figures],
     )
     for rank, trial in enumerate(rows, start=1):
         baseline = board.is_baseline(trial)
@@ -207,7 +210,7 @@ def leaderboard(document: board.Document) -> RenderableType:
     notes += board.left_out(document)
     if not rows:
         notes.append("no trial has finished yet")
-    return Group(made, *(Text(note, style="dim") for note in notes))
+    return Group(Fitted(made, kept=5), *(Text(note, style="dim") for note in notes))
 
 
 def where_next(document: board.Document, storage: Path) -> None:

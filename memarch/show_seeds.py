@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from memarch.fitted import Fitted
 from memarch.show import table
 from memarch.studies.results import leaderboard as board
 from memarch.studies.results.ablation import Comparison, comparisons
@@ -30,16 +31,14 @@ def settings(document: board.Document) -> RenderableType:
     others = [goal for goal in board.objectives(document) if goal not in (metric, *costs)]
     share = any(row.solved is not None for row in rows)
     drawn = any(board.settings({"params": row.params}) for row in rows)
-    name = metric.rpartition("/")[2]
+    name, *names = board.headings([metric, *others], costs.values()).values()
     headings = ["rank", "variant", *["settings"] * drawn, "seeds", name, "95 %", "median"]
-    headings += ["range", *["solved"] * share, *others, *costs.values()]
+    headings += ["range", *["solved"] * share, *names, *costs.values()]
     made = table(
         f"{document['name']}: {document['state']}, by the mean of {metric} over seeds",
         headings,
         right=[heading for heading in headings if heading not in ("variant", "settings")],
     )
-    for column in made.columns:
-        column.no_wrap = column.header != "settings"
     tied = sum(row.tied for row in rows) > 1
     for rank, row in enumerate(rows, start=1):
         means = {"metrics": row.metrics()}
@@ -67,7 +66,7 @@ def settings(document: board.Document) -> RenderableType:
         listed = ", ".join(f"{name} {value:.3f}" for name, value in sorted(floors.items()))
         notes.append(f"floors of {metric}: {listed}; below the higher one nothing is recalled")
     notes.append(f"`memarch study show {document['name']} --seeds` shows every trial")
-    return Group(made, *(Text(note, style="dim") for note in notes))
+    return Group(Fitted(made, kept=4 + drawn), *(Text(note, style="dim") for note in notes))
 
 
 def ablation(document: board.Document) -> RenderableType:

@@ -21,16 +21,14 @@ def importance_bars(
 
 def _bars(records: Records, group: str, shares: Mapping[str, float]) -> str:
     rows = sorted(shares.items(), key=lambda item: -item[1])[:MOST_BARS]
-    longest = min(22, max(len(name) for name, _ in rows))
-    left = int(12 + CHARACTER * longest)
-    canvas = Canvas(340, 34 + ROW * len(rows), left=left, right=52)
+    left = int(12 + CHARACTER * max(len(name) for name, _ in rows))
+    canvas = Canvas(max(340, left + 180), 34 + ROW * len(rows), left=left, right=52)
     canvas.text(6, 16, group, class_="ink strong")
     colour = "x" if group == ALL or group not in records.variants else records.colour(group)
     room = canvas.width - canvas.right - left
     for index, (name, share) in enumerate(rows):
         y = 30 + ROW * index
-        shown = name if len(name) <= longest else f"…{name[1 - longest :]}"
-        canvas.text(left - 8, y + 12, shown, anchor="end")
+        canvas.text(left - 8, y + 12, name, anchor="end")
         box = {"x": left, "y": y, "height": ROW - 8, "rx": 3}
         canvas.add(element("rect", **box, width=room, class_="track"))
         canvas.add(element("rect", **box, width=max(1.0, room * share), class_=f"c{colour}"))

@@ -33,7 +33,8 @@ def leaderboard(records: Records, most: int | None = None) -> Table:
         ]
         for rank, trial in enumerate(rows, start=1)
     ]
-    head = ["rank", "trial", "variant", "settings", *goals, *costs.values()]
+    scores = board.headings(goals, costs.values()).values()
+    head = ["rank", "trial", "variant", "settings", *scores, *costs.values()]
     return Table(_title(records), head, body, numbers=4)
 
 

@@ -83,14 +83,14 @@ table {
 }
 th {
   text-align: left; font-weight: 600; color: var(--muted); font-size: 12.5px; cursor: pointer;
-  border-bottom: 1px solid var(--muted); padding: 6px 14px 6px 0; white-space: nowrap;
-  vertical-align: bottom;
+  border-bottom: 1px solid var(--muted); padding: 6px 14px 6px 0; vertical-align: bottom;
 }
 th[aria-sort=ascending]::after { content: " \\2191"; }
 th[aria-sort=descending]::after { content: " \\2193"; }
 td { border-bottom: 1px solid var(--grid); padding: 6px 14px 6px 0; vertical-align: top; }
 td.variant { white-space: nowrap; }
-th.num, td.num { text-align: right; white-space: nowrap; }
+th.num, td.num { text-align: right; }
+td.num { white-space: nowrap; }
 td.strong { font-weight: 600; }
 td.low { color: var(--muted); }
 small { color: var(--muted); }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -102,7 +103,8 @@ def _trials(records: Records) -> str:
     goals, costs = board.columns(document, rows)
     seed = board.several_seeds(document)
     floor = max(records.floors.values(), default=None)
-    head = ["rank", "trial", "variant", "settings", *goals, *costs.values()]
+    scores = board.headings(goals, costs.values()).values()
+    head = ["rank", "trial", "variant", "settings", *scores, *costs.values()]
     body = []
     for rank, trial in enumerate(rows, start=1):
         cells = [cell(rank), *names(records, trial), cell(board.settings(trial, seed=seed))]
@@ -113,7 +115,7 @@ def _trials(records: Records) -> str:
             cells.append(cell(board.figure(trial, goal), value, look))
         cells += [cell(board.cost(trial, c), board.score(trial, c), "num") for c in costs]
         body.append(row(records, trial, cells))
-    return table(head, body, right=[*goals, *costs.values()])
+    return table(head, body, right=head[4:])
 
 
 def costs(records: Records) -> str:
@@ -157,7 +159,7 @@ def tests(records: Records) -> str:
     main = [name for name in found if name.count("/") == 2 and "/floor" not in name]
     if not tested:
         return ""
-    head = ["trial", "variant", "settings", records.metric, *main]
+    head = ["trial", "variant", "settings", *board.headings([records.metric, *main]).values()]
     body = []
     for trial in tested:
         cells = [*names(records, trial), cell(board.settings(trial))]
@@ -243,11 +245,16 @@ def names(records: Records, trial: Trial) -> list[str]:
 
 def table(head: Sequence[str], body: Iterable[str], right: Sequence[str] = ()) -> str:
     cells = "".join(
-        f"<th{' class=num' if name in right else ''}>{escape(name)}</th>" for name in head
+        f"<th{' class=num' if name in right else ''}>{_breakable(name)}</th>" for name in head
     )
     rows = "".join(body)
     made = f"<table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="scroll">{made}</div>'
+
+
+def _breakable(name: str) -> str:
+    """A heading that may go on in the next line after a slash or a line."""
+    return re.sub("([/_])", r"\1<wbr>", escape(name))
 
 
 def cell(shown: object, value: object = None, class_: str = "") -> str:

@@ -6,6 +6,7 @@ the tables of the command line and the report's page cannot disagree.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -227,6 +228,21 @@ def columns(document: Document, trials: Sequence[Trial]) -> tuple[list[str], dic
         [goal for goal in goals if not is_cost(goal)],
         {name: headings.get(name, name.removeprefix("cost/")) for name in costs},
     )
+
+
+def headings(metrics: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Metrics as columns are headed: the last part, and before it what tells one from another.
+
+    `eval/kv/exact_match` is `exact_match`, beside `test/kv/exact_match` it is `eval/exact_match`.
+    """
+    parts = {name: name.split("/") for name in metrics}
+    short = {}
+    for name, own in parts.items():
+        alike = [other[:-1] for other in parts.values() if other[-1] == own[-1]]
+        told = [part for part in own[:-1] if not all(part in other for other in alike)]
+        short[name] = "/".join([*told, own[-1]])
+    seen = Counter([*short.values(), *taken])
+    return {name: heading if seen[heading] == 1 else name for name, heading in short.items()}
 
 
 def settings(trial: Trial, *, seed: bool = False) -> str:
