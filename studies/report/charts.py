@@ -70,11 +70,11 @@ RULES: dict[str, dict[str, str]] = {
     ".track": {"fill": "var(--grid)"},
     **{
         f".h{i}": {
-            "fill": f"color-mix(in srgb,var(--c0) {6 + 94 * i // (HEAT - 1)}%,var(--surface))"
+            "fill": f"color-mix(in srgb,var(--c0) {10 + 90 * i // (HEAT - 1)}%,var(--surface))"
         }
         for i in range(HEAT)
     },
-    ".chip": {"stroke": "var(--surface)", "stroke-width": "1.5"},
+    ".chip": {"stroke": "var(--muted)", "stroke-width": "1.2"},
     ".dark": {"fill": "var(--ink)"},
     ".contour": {"fill": "none", "stroke": "var(--ink)", "stroke-opacity": ".45"},
     ".void": {"fill": "none", "stroke": "var(--grid)"},

@@ -69,6 +69,7 @@ def contours(
         canvas.add(element("path", d=_loops(sides), class_=_shade(index, edges)) if sides else "")
         line = "".join(f"M{_at(a)}L{_at(b)}" for a, b in sides if index and a[2] == b[2] == level)
         canvas.add(element("path", d=line, class_="contour") if line else "")
+    canvas.add(element("path", d=_loops(_outline(triangles)), class_="void"))
     roomy = _apart(corners)
     for corner, (value, numbers) in zip(corners, measured.values(), strict=True):
         canvas.add(_chip(corner, value, edges, numbers) if roomy else _dot(corner, numbers))
