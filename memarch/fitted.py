@@ -26,11 +26,16 @@ def heading(name: str) -> str:
 
 @dataclass
 class Fitted:
-    """A table with the most important columns first. A terminal too narrow for all of them shows
-    those that fit, at least `kept`; a file or a pipe is as wide as the table."""
+    """A table with the most important columns first, and numbers that stay in one line. A terminal
+    too narrow for all columns shows those that fit, at least `kept`; a file or a pipe is as wide as
+    the table."""
 
     table: Table
     kept: int
+
+    def __post_init__(self) -> None:
+        for column in self.table.columns:
+            column.no_wrap = column.justify == "right"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown, left_out = copy(self.table), list[str]()

@@ -41,9 +41,8 @@ def table(title: str, headings: Sequence[str], right: Sequence[str] = ()) -> Tab
     """An empty table in the house's style; columns named in `right` hold numbers."""
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in headings:
-        number = name in right
-        look: JustifyMethod = "right" if number else "left"
-        made.add_column(heading(name), justify=look, no_wrap=number, overflow="fold")
+        side: JustifyMethod = "right" if name in right else "left"
+        made.add_column(heading(name), justify=side, overflow="fold")
     return made
 
 

@@ -93,8 +93,8 @@ def _axes(canvas: Canvas, axes: Sequence[Values]) -> list[Scale]:
         log = axis.log or _even_in_ratio(known)
         scale = Scale(known[0], known[-1], *ends[index], log=log)
         if not axis.categories:
-            known = decade_ticks(known[0], known[-1]) if log else nice_ticks(known[0], known[-1])
-            known = [tick for tick in known if scale.low <= tick <= scale.high]
+            ticked = decade_ticks if log and axis.high >= 10 * axis.low else nice_ticks
+            known = [tick for tick in ticked(*known) if scale.low <= tick <= scale.high]
         scales.append(scale)
         ticks.append([(scale(tick), board.number(tick)) for tick in known])
     canvas.x_axis(ticks[0], axes[0].name)
