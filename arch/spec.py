@@ -291,6 +291,32 @@ def own_name(entry: Entry[Any]) -> str:
     return str(get_args(entry.cls.Settings.model_fields["type"].annotation)[0])
 
 
+def mechanism(model: Mapping[str, Any]) -> str:
+    """The memories of a model by the names that users know, outermost first: `rmt+armt`."""
+    return "+".join(_known_as(one) for one in (model.get("memory") or {}).values()) or "none"
+
+
+def _known_as(settings: Mapping[str, Any]) -> str:
+    """The preset that a component with these settings is; of several the one that says most."""
+    found = str(settings["type"])
+    most = -1
+    for entry in memories:
+        preset = entry.name != own_name(entry) and own_name(entry) == settings["type"]
+        if preset and len(entry.defaults) > most and _is_of(settings, entry.defaults):
+            found, most = entry.name, len(entry.defaults)
+    return found
+
+
+def _is_of(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Parts are of the preset's types, and what else it sets has a value, maybe another one."""
+    return all(
+        settings.get(name, {}).get("type") == default["type"]
+        if isinstance(default, Mapping)
+        else settings.get(name) is not None
+        for name, default in defaults.items()
+    )
+
+
 def _names() -> list[str]:
     return [entry.name for entry in memories]
 

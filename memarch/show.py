@@ -134,7 +134,9 @@ def study(document: board.Document, *, seeds: bool = False) -> None:
         from memarch import show_seeds
 
         if several:
-            out.print(show_seeds.settings(document), crop=False)
+            out.print(show_seeds.settings(document, hint=not seeds), crop=False)
+            if board.test_metrics(document):
+                out.print(show_seeds.tests(document), crop=False)
         if document.get("ablation"):
             out.print(show_seeds.ablation(document))
         if seeds and document.get("ablation"):
@@ -359,8 +361,9 @@ def diff(document: Row) -> None:
         made.add_row(escape(row["path"]), *values)
     out.print(made if made.row_count else "no setting differs")
     named = any("variant" in row for row in document["results"])
-    headings = [*(["best of"] if named else []), "metric", *sides]
-    made = table("results", headings, right=sides)
+    headings = [*(["variant"] if named else []), "metric", *sides]
+    title = "results: the best setting of each variant, by its mean over seeds"
+    made = table(title if named else "results", headings, right=sides)
     for row in document["results"]:
         cells = [escape(row["variant"] or "-")] if named else []
         cells.append(escape(row["metric"]))

@@ -11,6 +11,7 @@ from memarch.fitted import Fitted
 from memarch.show import table
 from memarch.studies.results import leaderboard as board
 from memarch.studies.results.ablation import Comparison, comparisons
+from memarch.studies.results.finalists import COLUMNS, finalists
 from memarch.studies.results.replicates import Replicates, replicates
 
 COSTS = {"cost/state_bytes": "state", "cost/flops_per_token": "FLOPs/token"}
@@ -19,8 +20,8 @@ COSTS = {"cost/state_bytes": "state", "cost/flops_per_token": "FLOPs/token"}
 _OUTCOMES = {"better": "green", "worse": "red", "equivalent": "cyan"}
 
 
-def settings(document: board.Document) -> RenderableType:
-    """Settings, best first, over their seeds."""
+def settings(document: board.Document, *, hint: bool) -> RenderableType:
+    """Settings, best first, over their seeds; with a hint at `--seeds`."""
     metric, _ = board.main_objective(document)
     rows = replicates(document)
     costs = {
@@ -65,8 +66,17 @@ def settings(document: board.Document) -> RenderableType:
     if floors:
         listed = ", ".join(f"{name} {value:.3f}" for name, value in sorted(floors.items()))
         notes.append(f"floors of {metric}: {listed}; below the higher one nothing is recalled")
-    notes.append(f"`memarch study show {document['name']} --seeds` shows every trial")
+    if hint:
+        notes.append(f"`memarch study show {document['name']} --seeds` shows every trial")
     return Group(Fitted(made, kept=4 + drawn), *(Text(note, style="dim") for note in notes))
+
+
+def tests(document: board.Document) -> RenderableType:
+    """The finalists on the test split, over their seeds."""
+    made = table("test scores of the finalists", COLUMNS, right=COLUMNS[3:])
+    for one in finalists(document):
+        made.add_row(*(escape(word) for word in one.words()))
+    return Fitted(made, kept=5)
 
 
 def ablation(document: board.Document) -> RenderableType:
@@ -83,8 +93,8 @@ def ablation(document: board.Document) -> RenderableType:
     for one in found:
         made.add_row(*_compared(one), style=_OUTCOMES.get(one.outcome))
     note = (
-        "difference: setting minus baseline over the same seeds. p is corrected for all "
-        "comparisons (Holm). g: Hedges' effect size of the paired differences"
+        "difference: setting minus baseline, each pair of one seed (and level). p is corrected "
+        "for all comparisons (Holm). g: Hedges' effect size of the paired differences"
     )
     return Group(made, Text(note, style="dim"))
 
@@ -98,12 +108,12 @@ def differences(document: board.Document) -> Table:
     for one in found:
         known = dict(zip(one.seeds, one.differences, strict=True))
         cells = (f"{known[seed]:+.4g}" if seed in known else "-" for seed in seeds)
-        made.add_row(escape(one.name), *cells)
+        made.add_row(escape(one.label), *cells)
     return made
 
 
 def _compared(one: Comparison) -> list[str]:
-    cells = [f"[bold]{escape(one.name)}[/]", escape(one.change)]
+    cells = [f"[bold]{escape(one.label)}[/]", escape(one.change)]
     if one.difference is None or one.low is None or one.high is None:
         cells += ["-"] * 4
     else:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -104,9 +104,11 @@ class Ablation:
         words = {n: s.words for n, s in self.settings.items() if n != self.baseline}
         return {"baseline": self.baseline, "settings": words, "equivalence": self.equivalence}
 
-    def notes(self, seeds: int) -> list[str]:
-        """What so few seeds cannot show."""
-        tests = len(self.settings) - 1
+    def notes(self, seeds: int, levels: Mapping[str, Collection[float]]) -> list[str]:
+        """What so few seeds cannot show; each level of size is compared by itself."""
+        base = set(levels[self.baseline])
+        own = [set(levels[name]) for name in self.settings if name != self.baseline]
+        tests = sum(len(one & base if one and base else one | base) or 1 for one in own)
         if tests * smallest_p(seeds) <= 0.05:
             return []
         enough = next(n for n in itertools.count(2) if tests * smallest_p(n) <= 0.05)

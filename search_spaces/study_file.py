@@ -279,7 +279,8 @@ class StudyFile:
         notes += [f"{name!r} is searched, but changes nothing" for name in idle if idle[name]]
         if self.ablation is not None:
             seeds = self.study["seeds"]["model"]
-            notes += self.ablation.notes(len(seeds) if isinstance(seeds, list) else 1)
+            levels = {name: self.sizing.levels(name) for name in self.named}
+            notes += self.ablation.notes(len(seeds) if isinstance(seeds, list) else 1, levels)
         return notes + self._unused_vars()
 
     def _check_budget(self) -> None:

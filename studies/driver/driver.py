@@ -21,11 +21,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import ray
 
+from memarch.arch.spec import mechanism
 from memarch.components.errors import SpecError
 from memarch.studies.cluster.cluster import start_ray
 from memarch.studies.cluster.mailbox import Key, Message, open_mailbox
@@ -54,7 +56,7 @@ from memarch.studies.records.store import (
     write_json,
 )
 from memarch.studies.records.tracking import Tracking, run_name
-from memarch.studies.results.leaderboard import COPY
+from memarch.studies.results.leaderboard import is_copy
 from memarch.studies.results.ranking import ranking
 from memarch.studies.search.asking import Asked, Asking
 from memarch.studies.search.matching import solved_values, unfit
@@ -198,7 +200,7 @@ class Driver:
         """Open the storage, and take up what an earlier session left."""
         unfinished = self.asking.open(self.info["id"], self.places.database, self.records)
         for number, record in sorted(self.records.items()):
-            if record["copy_of"] is None and record["hash"]:
+            if not is_copy(record) and record["hash"]:
                 self.by_hash.setdefault((record["hash"], record["seed"]), number)
             if record["state"] in FINISHED:
                 self._replay(record)
@@ -296,9 +298,9 @@ class Driver:
 
     def _work_is_left(self) -> bool:
         """Whether some trial surely has to run."""
-        done = [r for r in self.records.values() if r["state"] in FINISHED]
+        done = [r for r in self.records.values() if r["state"] in FINISHED and not is_copy(r)]
         planned = self.asking.planned
-        return planned is None or len([r for r in done if r["copy_of"] is None]) < planned
+        return planned is None or len(done) < planned
 
     def _elapsed(self) -> float:
         return self.elapsed_before + time.monotonic() - self.session_started
@@ -328,6 +330,7 @@ class Driver:
             return
         record["solved"] = solved_values(resolved)
         record["hash"] = resolved.hash
+        record["mechanism"] = mechanism(resolved.spec["model"])
         known = None if self.settings["repeat"] else self.by_hash.get((resolved.hash, seed))
         record["copy_of"] = known
         several = isinstance(self.settings["seeds"]["model"], list)
@@ -558,7 +561,7 @@ class Driver:
         record, original = trial.record, self.records[trial.record["copy_of"]]
         record["state"], record["metrics"] = original["state"], dict(original["metrics"])
         record["failure"] = original.get("failure")
-        record["reason"] = f"{COPY}{original['number']}, whose result this is"
+        record["reason"] = f"equal to trial {original['number']}, whose result this is"
         record["converged"] = original.get("converged")
         self._write(trial)
         self._tell(trial)
@@ -632,9 +635,10 @@ class Driver:
     # The end
 
     def _test_finalists(self) -> None:
-        """Compute `test/...` once, for the best trials, after the search is over."""
+        """Compute `test/...` once, for all seeds of the best settings, after the search is over."""
         leaders, others = ranking(self.records.values(), self.objective)
-        numbers = [*leaders, *others][: self.settings["finalists"]]
+        finalists = [*leaders, *others][: self.settings["finalists"]]
+        numbers = [record["number"] for setting in finalists for record in setting]
         tests = Finalists(self._pool, self.folder, self.plugins, self.settings["eval_time_limit"])
         for notice in tests.run(numbers, self.stopping):
             self.on_event(events.Notice(notice))
@@ -660,12 +664,14 @@ class Driver:
             counts[record["state"]] = counts.get(record["state"], 0) + 1
         leaders, _ = ranking(self.records.values(), self.objective)
         values = {
-            name: self.records[leaders[0]]["metrics"][name] for name in self.objective if leaders
+            name: fmean(record["metrics"][name] for record in leaders[0])
+            for name in self.objective
+            if leaders
         }
         self.info |= {
             "state": state,
             "counts": counts,
-            "best": leaders,
+            "best": [setting[0]["number"] for setting in leaders],
             "best_values": values,
             "elapsed": self._elapsed(),
         }
@@ -673,5 +679,5 @@ class Driver:
 
 
 def _row(record: Json) -> Json:
-    names = ("number", "variant", "state", "params", "metrics", "reason", "attempts", "failure")
-    return {name: record.get(name) for name in names}
+    names = ("number", "variant", "state", "params", "metrics", "reason", "copy_of", "attempts")
+    return {name: record.get(name) for name in (*names, "failure")}

@@ -1,4 +1,4 @@
-"""Scores on the test split, computed once, for the best trials, after the search is over."""
+"""Scores on the test split, computed once, for the finalists, after the search is over."""
 
 from __future__ import annotations
 

@@ -41,6 +41,9 @@ FREE = (
     "study.repeat",
     "study.first",
     "study.seeds.search",
+    "match.tolerance",
+    "scale.tolerance",
+    "ablation.equivalence",
     "resources",
     "train.checkpoint_every",
 )
@@ -54,6 +57,7 @@ FIXED = {
     "study.seeds.data": "the trials so far saw other data",
     "study.seeds.model": "only more seeds may follow those that there are",
     "variants": "they are one categorical choice, which stays as it began",
+    "ablation": "its settings are the variants, which stay as they began",
     "plugins": "the trials so far ran the old code",
 }
 """Why other settings may not."""
@@ -111,6 +115,7 @@ def keep(folder: StudyFolder, info: Json, file: Path | None, study_file: StudyFi
         shutil.copyfile(file, folder.path / "study.yaml")
         write_snapshot(study_file, folder.path)
         info["file"] = str(file.absolute())
+        info["ablation"] = study_file.ablation.about() if study_file.ablation else None
     write_definition(folder, study_file)
 
 

@@ -1,8 +1,9 @@
 """What differs between two studies or two trials: settings by key path, and results.
 
 Settings are compared as they are resolved, so that a default which one file writes out is no
-difference. Of a study every variant is compared with what is searched as ranges; what differs in
-all variants alike is told once.
+difference. Of a study every variant is compared with what is searched or solved for as ranges; what
+differs in all variants alike is told once. A variant that only one study has is told as it was
+written.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from memarch.arch.settings import join
+from memarch.search_spaces.patches import merge
 from memarch.search_spaces.ranges import as_written
-from memarch.studies.results.leaderboard import finished, objectives, ranked, score
+from memarch.studies.results.leaderboard import objectives
+from memarch.studies.results.replicates import replicates
 
 if TYPE_CHECKING:
+    from memarch.search_spaces.document import Node
     from memarch.search_spaces.study_file import StudyFile
 
 Json = dict[str, Any]
@@ -61,14 +65,9 @@ def spec_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Dif
 
 
 def study_differences(old: StudyFile, new: StudyFile) -> list[Difference]:
-    """What differs between two study files: settings of the study, variants, spaces, the rest."""
-    found = list(differences({"study": _unnamed(old.study)}, {"study": _unnamed(new.study)}))
-    for name in old.variants:
-        if name not in new.variants:
-            found.append(Difference(f"variants.{name}", {}, None, "new"))
-    for name in new.variants:
-        if name not in old.variants:
-            found.append(Difference(f"variants.{name}", None, {}, "old"))
+    """What differs between two study files: the sections about all trials, variants, the rest."""
+    found = list(differences(_sections(old), _sections(new)))
+    found += list(differences(_only(old, new), _only(new, old), "variants"))
     shared = [name for name in old.variants if name in new.variants]
     by_variant = {
         name: list(differences(variant_settings(old, name), variant_settings(new, name)))
@@ -86,20 +85,48 @@ def study_differences(old: StudyFile, new: StudyFile) -> list[Difference]:
     return found
 
 
+def _sections(file: StudyFile) -> Json:
+    """`study`, and those of `match`, `scale` and `ablation` that the file has."""
+    sizing, ablation = file.sizing, file.ablation
+    study = {key: value for key, value in file.study.items() if key not in ("name", "question")}
+    given = {"match": sizing.match, "scale": sizing.scale}
+    given["ablation"] = None if ablation is None else ablation.about()
+    return {"study": study} | {name: section for name, section in given.items() if section}
+
+
+def _only(file: StudyFile, other: StudyFile) -> Json:
+    """Variants that the other file lacks, as they were written; settings are under `ablation`."""
+    if file.ablation is not None:
+        return {}
+    names = [name for name in file.patches if name not in other.named]
+    return {name: _written(file.patches[name]) for name in names}
+
+
+def _written(patches: Sequence[Node]) -> Any:
+    tree = patches[0]
+    for patch in patches[1:]:
+        tree = merge(tree, patch)
+    return tree.plain()
+
+
 def _in_all(one: Difference, by_variant: Mapping[str, Sequence[Difference]]) -> bool:
     return all(one in rows for rows in by_variant.values())
 
 
 def variant_settings(file: StudyFile, name: str) -> Json:
-    """A variant as it is resolved, what is searched as ranges in place of values."""
+    """A variant as it is resolved, what is searched or solved for as ranges in place of values."""
     space = file.space(name)
     first = {parameter: range_.extremes()[0] for parameter, range_ in space.items()}
     resolved = file.resolve(name, first)
-    spec = _plain({k: v for k, v in resolved.record.items() if k not in ("study", "vars")})
-    drawn = [path.split(".") for path, origin in resolved.origins.items() if origin == "draw"]
-    for keys in drawn:
-        _remove(spec, keys)
-    return spec | {"search": {parameter: as_written(r) for parameter, r in space.items()}}
+    about_all = ("study", "vars", "match", "scale")
+    spec = _plain({k: v for k, v in resolved.record.items() if k not in about_all})
+    ranged = {"draw"} | ({resolved.sized.source} if resolved.sized else set())
+    for path, origin in resolved.origins.items():
+        if origin in ranged:
+            _remove(spec, path.split("."))
+    solved = {join(*path): as_written(one) for path, one in file.solves(name).items()}
+    spec["search"] = {parameter: as_written(range_) for parameter, range_ in space.items()}
+    return spec | ({"solve": solved} if solved else {})
 
 
 def _remove(place: Any, keys: Sequence[str]) -> None:
@@ -109,10 +136,6 @@ def _remove(place: Any, keys: Sequence[str]) -> None:
         place = place[key]
     if isinstance(place, dict):
         place.pop(keys[-1], None)
-
-
-def _unnamed(study: Mapping[str, Any]) -> Json:
-    return {key: value for key, value in study.items() if key not in ("name", "question")}
 
 
 def _plain(value: Any) -> Any:
@@ -131,7 +154,10 @@ def result_rows(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Json]:
 
 
 def best_rows(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Json]:
-    """The best of two studies' documents by variant: `{"variant", "metric", "old", "new"}`."""
+    """The best setting of each variant in two studies' documents, by its mean over seeds.
+
+    `{"variant", "metric", "old", "new"}`.
+    """
     rows = []
     for metric in dict.fromkeys([*objectives(old), *objectives(new)]):
         sides = [_best(document, metric) for document in (old, new)]
@@ -146,14 +172,11 @@ def _best(document: Mapping[str, Any], metric: str) -> dict[str, float]:
     if metric not in goals:
         return {}
     best: dict[str, float] = {}
-    rows = ranked(document) if next(iter(goals)) == metric else finished(document)
-    for trial in rows:
-        value = score(trial, metric)
-        if value is None or trial["state"] != "complete":
-            continue
-        known = best.get(trial["variant"], value)
-        better = max if goals[metric] == "maximize" else min
-        best[trial["variant"]] = better(known, value)
+    better = max if goals[metric] == "maximize" else min
+    for setting in replicates(document):
+        value = setting.metrics().get(metric)
+        if value is not None:
+            best[setting.variant] = better(best.get(setting.variant, value), value)
     return best
 
 

@@ -32,6 +32,7 @@ from memarch.studies.records.mlflow_ui import introduce, tags_of
 from memarch.studies.records.patience import FIRST_PAUSE, LONGEST_PAUSE, server_wait
 from memarch.studies.records.store import FINISHED, Json, StudyFolder, create_database
 from memarch.studies.records.tracking import CLOSE, metric_name, own_database, tracking_uri
+from memarch.studies.results.leaderboard import is_copy
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -205,13 +206,13 @@ class Mirror:
             "mlflow.parentRunId": self._parent,
             "memarch.id": self._id,
             "memarch.trial": str(number),
-            **tags_of(record, self._folder.trial(number).spec),
+            **tags_of(record),
             "variant": record["variant"],
             "state": "running",
             "seed": str(record["seed"]),
             "hash": str(record["hash"]),
         }
-        if record.get("copy_of") is not None:
+        if is_copy(record):
             tags["copy_of"] = str(record["copy_of"])
         run = self._api.create_run(
             self._experiment,

@@ -59,17 +59,10 @@ def _page(experiment: str, key: str) -> str:
     return f"{page}&viewStateShareKey={key}"
 
 
-def tags_of(record: Mapping[str, Any], spec: Mapping[str, Any] | None) -> dict[str, str]:
+def tags_of(record: Mapping[str, Any]) -> dict[str, str]:
     """What trials are filtered by: `tags.mechanism = 'rmt'`, `tags.memarch.kind = 'trial'`."""
-    copied = record.get("copy_of") is not None
-    return {"memarch.kind": "copy" if copied else "trial", "mechanism": mechanism(spec or {})}
-
-
-def mechanism(spec: Mapping[str, Any]) -> str:
-    """The types of a model's memories, outermost first: `rmt+armt`; `none` without any."""
-    memories = (spec.get("model") or {}).get("memory") or {}
-    found = (one.get("type") for one in memories.values() if isinstance(one, Mapping))
-    return "+".join(str(name) for name in found if name) or "none"
+    kind = "copy" if board.is_copy(record) else "trial"
+    return {"memarch.kind": kind, "mechanism": str(record.get("mechanism"))}
 
 
 def _state(folder: StudyFolder, study_id: str) -> Json:

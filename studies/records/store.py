@@ -253,6 +253,7 @@ def show_study(name: str, storage: str | Path | None = None) -> Json:
                 "metrics": record["metrics"],
                 "spec": trial.spec,
                 "reason": record["reason"],
+                "copy_of": record.get("copy_of"),
                 "attempts": record["attempts"],
                 "seed": record.get("seed"),
                 "converged": record.get("converged"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memarch.studies.records.store import Json
+from memarch.studies.results.leaderboard import is_copy
 
 
 class Tally:
@@ -18,7 +19,7 @@ class Tally:
 
     def note(self, record: Json) -> None:
         """A record is new, or has changed."""
-        number, copied = record["number"], record["copy_of"] is not None
+        number, copied = record["number"], is_copy(record)
         flops = 0.0 if copied else record["metrics"].get("train/flops") or 0.0
         if number not in self._flops and not copied:
             self.originals += 1

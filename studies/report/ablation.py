@@ -30,7 +30,7 @@ def forest(records: Records, *, standalone: bool = False) -> str:
     title = f"difference in {records.metric} to {records.baseline}"
     if not rows:
         return ""
-    words = [_cut(one.name) for one in rows]
+    words = [_cut(one.label) for one in rows]
     left = int(24 + CHARACTER * max(len(word) for word in words))
     canvas = Canvas(820, 70 + ROW * len(rows), left=left, right=170, top=14, bottom=48)
     margin = records.equivalence
@@ -91,7 +91,7 @@ def ablation_table(records: Records) -> Table:
     """The comparisons as words, for every format."""
     rows = [
         [
-            one.name,
+            one.label,
             one.change,
             one.verdict,
             str(one.n),

@@ -14,6 +14,7 @@ from memarch.studies.report.records import Records
 from memarch.studies.report.tables import SETTING_COLUMNS, setting_words
 from memarch.studies.report.text import Table, command, plain_answer
 from memarch.studies.results import leaderboard as board
+from memarch.studies.results.finalists import COLUMNS
 
 
 def leaderboard(records: Records, most: int | None = None) -> Table:
@@ -49,24 +50,34 @@ def _settings(records: Records, most: int | None) -> Table:
     return Table(_title(records), head, body, numbers=3)
 
 
+def finalists(records: Records) -> Table:
+    """The finalists' test scores over their seeds."""
+    rows = [one.words() for one in records.finalists]
+    title = f"{records.document['name']}: test scores of the finalists"
+    return Table(title, COLUMNS, rows, numbers=3)
+
+
 def _title(records: Records) -> str:
     return f"{records.document['name']}: {', '.join(records.goals)}, best first"
 
 
 def markdown(records: Records) -> str:
-    """Question, answer, an ablation's conclusions, leaderboard, how to run it again."""
+    """Question, answer, an ablation's conclusions, leaderboard, test scores, how to run it."""
     parts = [f"# {records.document['name']}", records.question, plain_answer(records)]
     parts.append(ablation_table(records).markdown() if records.comparisons else "")
     parts.append(leaderboard(records).markdown() if records.ranked else "")
+    parts.append(finalists(records).markdown() if records.finalists else "")
     parts.append(f"```sh\n{command(records)}\n```")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def latex(records: Records) -> str:
-    """The leaderboard, and an ablation's conclusions, as tables of a paper."""
+    """The leaderboard, test scores and an ablation's conclusions, as tables of a paper."""
     head = r"% needs \usepackage{booktabs}"
     label = re.sub(r"[^a-z0-9]+", "-", records.document["name"].lower())
     tables = [leaderboard(records).latex(label)]
+    if records.finalists:
+        tables.append(finalists(records).latex(f"{label}-test"))
     if records.comparisons:
         tables.append(ablation_table(records).latex(f"{label}-ablation"))
     return "\n\n".join([head, *tables]) + "\n"

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from memarch.studies.records.mlflow_ui import view_address
@@ -77,6 +78,9 @@ def _files(
     }.items():
         write_json(place / name, content)
         yield place / name
+    if records.finalists:
+        write_json(place / "finalists.json", [one.row() for one in records.finalists])
+        yield place / "finalists.json"
     if records.comparisons:
         write_json(place / "ablation.json", [asdict(one) for one in records.comparisons])
         yield place / "ablation.json"
@@ -102,7 +106,7 @@ def _row(records: Records, trial: Trial) -> dict[str, Any]:
 
 
 def _metrics(records: Records, shares: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The best objectives, the best of each variant, importances over all, trials by state."""
+    """The best objectives, the best of each variant and finalist, importances, trials by state."""
     found: dict[str, float] = {}
     for trial in reversed(records.best_of_variants):
         for name in records.goals:
@@ -112,6 +116,9 @@ def _metrics(records: Records, shares: Mapping[str, Mapping[str, Any]]) -> dict[
     for name, value in (records.info.get("best_values") or {}).items():
         if value is not None:
             found[name] = value
+    for one in reversed(records.finalists):
+        spread = {"": fmean(one.scores), "/median": median(one.scores), "/seeds": len(one.scores)}
+        found |= {f"{one.metric}{part}": value for part, value in spread.items()}
     for goal, groups in shares.items():
         for name, share in next(iter(groups.values()), {}).items():
             found[f"importance/{goal}/{name}" if len(shares) > 1 else f"importance/{name}"] = share
@@ -145,6 +152,8 @@ def _note(records: Records, address: str) -> str:
     if records.ranked:
         board_rows = formats.leaderboard(records, BEST_ROWS)
         parts += [f"### The best {len(board_rows.rows)}", board_rows.markdown()]
+    if records.finalists:
+        parts += ["### On the test split", formats.finalists(records).markdown()]
     if len(records.best_of_variants) > 1:
         parts += ["### The best of each variant", _of_variants(records).markdown()]
     return "\n\n".join(part for part in parts if part)

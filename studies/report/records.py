@@ -12,6 +12,7 @@ from memarch.search_spaces.ranges import Range, parse_range
 from memarch.studies.records.store import StudyFolder, read_json, show_study
 from memarch.studies.results import leaderboard as board
 from memarch.studies.results.ablation import Comparison, comparisons
+from memarch.studies.results.finalists import Finalist, finalists
 from memarch.studies.results.replicates import Replicates, replicates
 
 Trial = Mapping[str, Any]
@@ -85,6 +86,13 @@ class Records:
     def replicated(self) -> bool:
         """Whether a setting was run with several seeds."""
         return any(len(one.trials) + len(one.others) > 1 for one in self.points)
+
+    @cached_property
+    def finalists(self) -> list[Finalist]:
+        """Settings with scores on the test split, in every metric but sweeps' and floors."""
+        names = {name for trial in self.trials for name in trial["metrics"]}
+        main = [n for n in names if n.startswith("test/") and n.count("/") == 2]
+        return finalists(self.document, sorted(main)) if main else []
 
     @cached_property
     def comparisons(self) -> list[Comparison]:

@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
+from statistics import fmean
 
 from memarch.search_spaces.ranges import described
 from memarch.studies.report.axes import amount
 from memarch.studies.report.records import Records, Trial
 from memarch.studies.results import leaderboard as board
+from memarch.studies.results.finalists import COLUMNS
 from memarch.studies.results.replicates import Replicates
 
 DEAREST = 60
@@ -153,7 +155,20 @@ def sizes(records: Records) -> str:
 
 
 def tests(records: Records) -> str:
-    """Scores on the test split, of those that have some."""
+    """The finalists on the test split over their seeds; or the trials, where each has one seed."""
+    if not records.replicated:
+        return _tests(records)
+    body = []
+    for one in records.finalists:
+        words, trials = one.words(), one.setting.trials
+        cells = [names(records, trials[0])[1], *(cell(word) for word in words[1:3])]
+        cells += [cell(words[3], class_="num"), cell(words[4], fmean(one.scores), "num strong")]
+        cells += [cell(word, class_="num") for word in words[5:]]
+        body.append(row(records, trials[0], cells, one.setting.numbers))
+    return table(COLUMNS, body, right=COLUMNS[3:]) if body else ""
+
+
+def _tests(records: Records) -> str:
     tested = [trial for trial in records.ranked if _tested(trial)]
     found = sorted({name for trial in tested for name in _tested(trial)})
     main = [name for name in found if name.count("/") == 2 and "/floor" not in name]

@@ -3,6 +3,11 @@
 `comparisons` is what the table of `memarch study show`, the forest plot of the report and the
 study's conclusions in MLflow are made from: numbers by `statistics`, words by `verdicts`. Only
 complete trials are compared; those that failed or had not converged are counted beside the verdict.
+
+Where `match` has several levels, each is a comparison of its own: a pair is of one level and one
+seed. What a change does may depend on the size, and levels of one seed are not further seeds: put
+together they would count as evidence that is not there. A side without levels (nothing in it was
+solved for) is the same model at all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +17,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from memarch.search_spaces.ablation import smallest_p
+from memarch.search_spaces.sizing import LEVEL
 from memarch.studies.results import leaderboard as board
+from memarch.studies.results.finalists import finalists
 from memarch.studies.results.leaderboard import seed_of
 from memarch.studies.results.replicates import (
     ends_of,
@@ -37,6 +44,8 @@ class Comparison:
 
     name: str
     """The setting, as in the column `variant`."""
+    level: float | None
+    """The level of `match` at which both sides are, where there are several."""
     change: str
     """What differs from the baseline, in words."""
     metric: str
@@ -69,12 +78,18 @@ class Comparison:
     unconverged: int = 0
     """Trials of the setting still getting better when their budget ended."""
 
+    @property
+    def label(self) -> str:
+        """The setting, with its level where it has one."""
+        return self.name if self.level is None else f"{self.name} at {self.level:.12g}"
+
 
 @dataclass(frozen=True)
 class _Pair:
     """A setting's trials and its baseline's, and what their scores gave."""
 
     name: str
+    level: float | None
     trials: Sequence[Trial]
     baseline: Sequence[Trial]
     pairs: Sequence[tuple[int, float, float]]
@@ -83,7 +98,8 @@ class _Pair:
 
 
 def comparisons(document: Document, metric: str | None = None) -> list[Comparison]:
-    """Every setting of an ablation against its baseline, in the file's order; `[]` for others.
+    """Every setting of an ablation against its baseline, level by level, in the file's order; `[]`
+    for others.
 
     `metric`: another one than the first objective; its direction is that of the study's objectives,
     or the usual one: less of a loss or a cost, more of all else.
@@ -104,24 +120,30 @@ def comparisons(document: Document, metric: str | None = None) -> list[Compariso
     corrected = holm([pair.found.p for pair in tested if pair.found])
     equivalent = holm([_floored(pair) for pair in tested])
     known = {
-        pair.name: (p, same) for pair, p, same in zip(tested, corrected, equivalent, strict=True)
+        (pair.name, pair.level): (p, same)
+        for pair, p, same in zip(tested, corrected, equivalent, strict=True)
     }
     question = Question(maximize, margin, len(tested))
     changes = about["settings"]
     return [
         _comparison(
-            pair, changes.get(pair.name, ""), metric, question, *known.get(pair.name, (1, 1))
+            pair,
+            changes.get(pair.name, ""),
+            metric,
+            question,
+            *known.get((pair.name, pair.level), (1, 1)),
         )
         for pair in pairs
     ]
 
 
 def conclusions(document: Document) -> dict[str, Any]:
-    """The document with its settings over their seeds, and its comparisons where it has some."""
+    """The document with its settings over their seeds, finalists, and comparisons."""
     several = board.several_seeds(document)
     return {
         **document,
         "settings": [one.row() for one in replicates(document)] if several else [],
+        "finalists": [one.row() for one in finalists(document)],
         "comparisons": [asdict(one) for one in comparisons(document)],
     }
 
@@ -133,32 +155,42 @@ def _pairs(
     maximize: bool,
     margin: float | None,
 ) -> list[_Pair]:
-    complete = {
-        name: [t for t in rows if t["state"] == "complete" and board.score(t, metric) is not None]
-        for name, rows in trials.items()
-    }
-    study = [board.score(t, metric) or 0.0 for rows in complete.values() for t in rows]
+    every = [trial for rows in trials.values() for trial in _complete(rows, metric)]
+    study = [board.score(trial, metric) or 0.0 for trial in every]
     share = is_share(metric, maximize, study)
     made = []
     for name, rows in trials.items():
         if name == baseline:
             continue
-        pairs = paired(complete[name], complete.get(baseline, []), metric)
-        seeds = {seed for seed, _, _ in pairs}
-        sides = [
-            [trial for trial in complete.get(side, []) if seed_of(trial) in seeds]
-            for side in (name, baseline)
-        ]
-        copied = any(board.is_copy(trial) for trial in rows)
-        found = None
-        if len(pairs) > 1 and not copied:
-            ends = ends_of([*sides[0], *sides[1]], metric, study) if share else None
-            ours, theirs = [a for _, a, _ in pairs], [b for _, _, b in pairs]
-            found = compare(ours, theirs, ends=ends, margin=margin)
-        counts = [sum(has_solved(trial, metric) for trial in side) for side in sides]
-        solved = (counts[0], counts[1]) if share and pairs else None
-        made.append(_Pair(name, rows, trials.get(baseline, []), pairs, found, solved))
+        others = trials.get(baseline, [])
+        for level in sorted({*_levels(rows), *_levels(others)}) or [None]:
+            ours, theirs = _at(rows, level), _at(others, level)
+            sides = [_complete(ours, metric), _complete(theirs, metric)]
+            pairs = paired(*sides, metric)
+            seeds = {seed for seed, _, _ in pairs}
+            sides = [[trial for trial in side if seed_of(trial) in seeds] for side in sides]
+            found = None
+            if len(pairs) > 1 and not any(board.is_copy(trial) for trial in ours):
+                ends = ends_of([*sides[0], *sides[1]], metric, study) if share else None
+                scores = [a for _, a, _ in pairs], [b for _, _, b in pairs]
+                found = compare(*scores, ends=ends, margin=margin)
+            counts = [sum(has_solved(trial, metric) for trial in side) for side in sides]
+            solved = (counts[0], counts[1]) if share and pairs else None
+            made.append(_Pair(name, level, ours, theirs, pairs, found, solved))
     return made
+
+
+def _complete(trials: Sequence[Trial], metric: str) -> list[Trial]:
+    return [t for t in trials if t["state"] == "complete" and board.score(t, metric) is not None]
+
+
+def _levels(trials: Sequence[Trial]) -> set[float]:
+    return {trial["params"][LEVEL] for trial in trials if LEVEL in trial["params"]}
+
+
+def _at(trials: Sequence[Trial], level: float | None) -> Sequence[Trial]:
+    """Those of one level; all of a side that has no levels."""
+    return [trial for trial in trials if trial["params"].get(LEVEL, level) == level]
 
 
 def _floored(pair: _Pair) -> float:
@@ -179,6 +211,8 @@ def _comparison(
     outcome: Outcome = "same"
     if copied is not None:
         words = f"not run: {copied['reason']}"
+    elif pair.level is not None and not (pair.trials and pair.baseline):
+        outcome, words = "none", "nothing to compare: only one side reaches this level"
     else:
         outcome, words = verdict(question, differences, found, p, equivalent)
         notes = remarks(pair.trials, pair.baseline, pair.solved, n)
@@ -197,6 +231,7 @@ def _comparison(
         }
     return Comparison(
         name=pair.name,
+        level=pair.level,
         change=change,
         metric=metric,
         outcome=outcome,

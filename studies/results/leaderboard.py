@@ -6,6 +6,7 @@ the tables of the command line and the report's page cannot disagree.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,9 +16,6 @@ Trial = Mapping[str, Any]
 
 BASELINES = {"none": "no memory", "full_attention": "sees everything"}
 """Variants that every study is read against, and what they are."""
-
-COPY = "equal to trial "
-"""How the reason of a trial begins that was not run, because an earlier one is the same."""
 
 COSTS = {
     "cost/state_bytes": "state",
@@ -96,7 +94,17 @@ def finished(document: Document) -> list[Trial]:
 
 def is_copy(trial: Trial) -> bool:
     """A point that the search drew again: it was not run, its result is the earlier trial's."""
-    return str(trial.get("reason") or "").startswith(COPY)
+    return trial.get("copy_of") is not None
+
+
+def grouped(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Trials that differ in their seed only, together; copies are not counted twice."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if not is_copy(trial):
+            key = json.dumps([trial["variant"], trial["params"]], sort_keys=True)
+            groups.setdefault(key, []).append(trial)
+    return list(groups.values())
 
 
 def ranked(document: Document) -> list[Trial]:

@@ -1,47 +1,40 @@
-"""Which trials are best: the winner of one objective, or the front of several."""
+"""Which settings are best: the winner of one objective, or the front of several."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 
-from memarch.studies.records.store import Json
+from memarch.studies.results.leaderboard import Trial, grouped
 
-
-def groups(records: Iterable[Json]) -> list[list[Json]]:
-    """Complete trials that differ in their seed only, together; copies are not counted twice."""
-    found: dict[str, list[Json]] = {}
-    for record in records:
-        if record["state"] == "complete" and record.get("copy_of") is None:
-            key = json.dumps([record["variant"], record["params"]], sort_keys=True)
-            found.setdefault(key, []).append(record)
-    return list(found.values())
+Setting = list[Trial]
+"""Complete trials that differ in their seed only, by number."""
 
 
-def ranking(records: Iterable[Json], objective: Mapping[str, str]) -> tuple[list[int], list[int]]:
-    """The best trials, and all others after them, each list by the first objective.
+def ranking(
+    records: Iterable[Trial], objective: Mapping[str, str]
+) -> tuple[list[Setting], list[Setting]]:
+    """The best settings, and all others after them, each list by the first objective.
 
-    Best is the winner of one objective, or the front of several. Replicates count by their mean,
-    and are represented by the first of them.
+    Best is the winner of one objective, or the front of several. Seeds count by their mean.
     """
-    rows: list[tuple[list[float], int]] = []
-    for group in groups(records):
-        values = [[record["metrics"].get(name) for record in group] for name in objective]
+    rows: list[tuple[list[float], int, Setting]] = []
+    for setting in grouped(record for record in records if record["state"] == "complete"):
+        values = [[record["metrics"].get(name) for record in setting] for name in objective]
         if all(value is not None for column in values for value in column):
-            means = [sum(column) / len(column) for column in values]
             signs = [1 if direction == "minimize" else -1 for direction in objective.values()]
-            costs = [sign * mean for sign, mean in zip(signs, means, strict=True)]
-            rows.append((costs, group[0]["number"]))
+            costs = [sign * fmean(column) for sign, column in zip(signs, values, strict=True)]
+            rows.append((costs, setting[0]["number"], setting))
     rows.sort()
     if len(objective) == 1:
-        numbers = [number for _, number in rows]
-        return numbers[:1], numbers[1:]
-    front: list[tuple[list[float], int]] = []
-    others: list[int] = []
-    for row in rows:  # what beats a row is sorted before it
-        beaten = any(_dominates(other[0], row[0]) for other in front)
-        others.append(row[1]) if beaten else front.append(row)
-    return [number for _, number in front], others
+        settings = [setting for _, _, setting in rows]
+        return settings[:1], settings[1:]
+    front: list[tuple[list[float], Setting]] = []
+    others: list[Setting] = []
+    for costs, _, setting in rows:  # what beats a row is sorted before it
+        beaten = any(_dominates(other, costs) for other, _ in front)
+        others.append(setting) if beaten else front.append((costs, setting))
+    return [setting for _, setting in front], others
 
 
 def _dominates(one: list[float], other: list[float]) -> bool:

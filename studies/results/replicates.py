@@ -14,7 +14,6 @@ Everything here works on a study's document, the JSON that `memarch study show -
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def replicates(document: Document) -> list[Replicates]:
     metric, maximize = board.main_objective(document)
     found = [
         group
-        for group in grouped(document["trials"])
+        for group in board.grouped(document["trials"])
         if any(_complete(trial, metric) for trial in group)
     ]
     order = _order(document, found)
@@ -119,16 +118,6 @@ def replicates(document: Document) -> list[Replicates]:
     share = is_share(metric, maximize, study)
     best = found[order[0]] if order and len(goals) == 1 else []
     return [_replicates(found[i], best, metric, study, share) for i in order]
-
-
-def grouped(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """Trials that differ in their seed only, together, by number; copies are not counted twice."""
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        if not board.is_copy(trial):
-            key = json.dumps([trial["variant"], trial["params"]], sort_keys=True)
-            groups.setdefault(key, []).append(trial)
-    return list(groups.values())
 
 
 def is_lost(trial: Trial) -> bool:

@@ -13,7 +13,8 @@ from memarch.arch.units import parse_duration
 from memarch.components.errors import SpecError
 from memarch.studies.records.snapshot import read_snapshot
 from memarch.studies.records.store import Json, StudyFolder, lease
-from memarch.studies.results.leaderboard import ranked
+from memarch.studies.results.leaderboard import Trial, is_copy
+from memarch.studies.results.ranking import ranking
 from memarch.studies.search.sampling import Point
 
 
@@ -39,7 +40,7 @@ def extend(
             budget["hours"] = _more(hours, budget.get("hours"), "--hours", _hours)
         if trials:
             _refuse_fixed(settings)
-            trained = sum(record["copy_of"] is None for record in records.values())
+            trained = sum(not is_copy(record) for record in records.values())
             budget["trials"] = int(_more(trials, budget.get("trials") or trained, "--trials", int))
         if seeds:
             points = _points(folder, records, settings, top)
@@ -107,13 +108,13 @@ def _points(
     folder: StudyFolder, records: dict[int, Json], settings: Json, top: int | None
 ) -> list[Point]:
     """The points that get the seeds, the best first where only the top is asked for."""
-    rows: Iterable[Json] = records.values()
+    rows: Iterable[Trial] = records.values()
     if top is not None:
-        document = {"objective": settings["objective"], "trials": list(records.values())}
-        rows = [records[trial["number"]] for trial in ranked(document)]
+        leaders, others = ranking(records.values(), settings["objective"])
+        rows = [record for setting in (*leaders, *others) for record in setting]
     points: dict[str, Point] = {}
     for record in rows:
-        if record["copy_of"] is None:
+        if not is_copy(record):
             point = Point(record["variant"], record["params"])
             points.setdefault(point.key, point)
     found = list(points.values())[:top]

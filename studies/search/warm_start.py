@@ -18,6 +18,7 @@ import optuna
 from memarch.components.errors import SpecError
 from memarch.studies.driver.judging import Judge
 from memarch.studies.records.store import Json, StudyFolder, find_study, read_json, write_json
+from memarch.studies.results.leaderboard import is_copy
 from memarch.studies.results.ranking import ranking
 from memarch.studies.search.sampling import Coder, Point
 
@@ -76,7 +77,7 @@ def _from_study(
     misfits: Counter[str] = Counter()
     for number in numbers:
         record = records[number]
-        if record["state"] != "complete" or record.get("copy_of") is not None:
+        if record["state"] != "complete" or is_copy(record):
             continue
         why = _misfit(record, coder)
         if why:
@@ -95,7 +96,7 @@ def _from_study(
 
 def _best_first(records: Mapping[int, Json], judge: Judge) -> list[int]:
     leaders, others = ranking(records.values(), judge.objective)
-    first = [*leaders, *others]
+    first = [record["number"] for setting in (*leaders, *others) for record in setting]
     return [*first, *(number for number in sorted(records) if number not in first)]
 
 

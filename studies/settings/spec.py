@@ -258,7 +258,7 @@ class StudySettings(Strict):
     constraints: dict[str, Limits] = Field(default_factory=dict)
     """Metrics to bounds, such as `cost/state_bytes: {max: 64KiB}`."""
     finalists: Annotated[int, Field(ge=0)] = 3
-    """Trials whose `test/…` metrics are computed after the search."""
+    """The best settings, whose `test/…` metrics are computed after the search, for all seeds."""
     trial_time_limit: Seconds | None = None
     """A trial that runs longer fails."""
     stall_limit: Seconds | None = 1800.0

@@ -20,6 +20,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
 
+from memarch.arch.spec import mechanism
 from memarch.components.errors import SpecError
 from memarch.studies.records.store import TrialFolder, write_json, write_text
 from memarch.studies.results.leaderboard import cost, number
@@ -119,21 +120,25 @@ def _card(
 
 def _front_matter(spec: Mapping[str, Any]) -> str:
     head: Json = {"library_name": "memarch", "pipeline_tag": "text-generation"}
-    head["tags"] = ["memarch", *sorted({m["type"] for m in spec["model"]["memory"].values()})]
+    head["tags"] = ["memarch", *sorted(set(_memories(spec)))]
     pretrained = spec["model"]["backbone"].get("pretrained")
     if pretrained and not Path(pretrained).is_absolute():
         head["base_model"] = pretrained
     return "---\n" + _yaml(head) + "---"
 
 
+def _memories(spec: Mapping[str, Any]) -> list[str]:
+    return mechanism(spec["model"]).split("+") if spec["model"]["memory"] else []
+
+
 def _what(record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
-    memories = ", ".join(f"`{m['type']}`" for m in spec["model"]["memory"].values())
+    memories = ", ".join(f"`{name}`" for name in _memories(spec)) or "no memory"
     backbone = spec["model"]["backbone"]
     base = backbone.get("pretrained") or f"a {backbone.get('type')} trained from scratch"
     drawn = ", ".join(f"{key} {number(value)}" for key, value in record["params"].items())
     variant = f"variant {record['variant']}, " if record["variant"] else ""
     settings = f" ({drawn})" if drawn else ""
-    return f"{variant}{memories or 'no memory'} on {base}, on `{spec['task']['type']}`{settings}"
+    return f"{variant}{memories} on {base}, on `{spec['task']['type']}`{settings}"
 
 
 def _usage(spec: Mapping[str, Any], plugins: list[str], *, tokenized: bool) -> str:

@@ -80,6 +80,7 @@ def new_record(number: int, variant: str, draws: Json, seed: int, run_name: str)
         "attempts": 0,
         "seed": seed,
         "hash": "",
+        "mechanism": "",
         "copy_of": None,
         "run_name": run_name,
     }

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from memarch.arch.spec import normalize_memory, parse_model_spec
+from memarch.arch.spec import mechanism, normalize_memory, parse_model_spec
 from memarch.components.errors import SpecError
 from memarch.components.memory import LayeredSettings, Memory, Strict, memories
 
@@ -84,6 +84,33 @@ def test_preset_and_axes_mean_the_same() -> None:
     }
     specs = [parse_model_spec(model(memory={"main": form})) for form in (preset, axes)]
     assert specs[0] == specs[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"type": "gradmem"}, "gradmem"),
+        ({"store": {"type": "tokens"}, "write": {"type": "gradient"}}, "gradmem"),
+        ({"type": "gradmem", "write": {"type": "forward"}}, "rmt"),
+        ({"type": "armt"}, "armt"),
+        ({"type": "associative", "write": {"type": "hebbian"}}, "associative"),
+        ({"type": "deltanet", "heads": 2}, "deltanet"),
+        ({"type": "gated_deltanet", "heads": 2, "output_gate": False}, "gated_deltanet"),
+        ({"type": "kv_cache"}, "full_attention"),
+        ({"type": "sliding_window", "window": 8}, "sliding_window"),
+        ({"type": "note", "write": {"type": "steps"}}, "stepped"),
+        ({"type": "note"}, "note"),
+    ],
+)
+def test_a_memory_is_called_what_users_call_it(given: dict[str, Any], name: str) -> None:
+    spec = parse_model_spec(model(memory={"main": given}))
+    assert mechanism(spec.canonical()) == name
+
+
+def test_several_memories_are_called_by_all_their_names() -> None:
+    memories = {"outer": {"type": "rmt"}, "inner": {"type": "armt"}}
+    assert mechanism(parse_model_spec(model(memory=memories)).canonical()) == "rmt+armt"
+    assert mechanism(parse_model_spec(model()).canonical()) == "none"
 
 
 def test_another_writer_takes_nothing_over_from_the_presets() -> None:

@@ -91,6 +91,16 @@ def test_what_is_removed_has_its_default(load: Load) -> None:
     assert spec(study, "plain")["model"]["memory"]["main"]["write"]["steps"] == 1
 
 
+def test_each_level_of_size_is_a_comparison(load: Load) -> None:
+    ablation = load("{baseline: gradmem, changes: {rmt: {variant: rmt}}}").ablation
+    assert ablation is not None
+    assert ablation.notes(4, {"gradmem": [], "rmt": []}) == []
+    assert ablation.notes(4, {"gradmem": [256], "rmt": [256, 1024]}) == []
+    for levels in ({"gradmem": [256, 1024], "rmt": [256, 1024]}, {"gradmem": [], "rmt": [1, 2]}):
+        (note,) = ablation.notes(4, levels)
+        assert note.startswith("4 seeds cannot show any difference over 2 comparisons; 5 can")
+
+
 def test_vary_makes_a_setting_of_each_value(load: Load) -> None:
     study = load("{baseline: gradmem, changes: {size: {vary: {vars.num_tokens: [2, 8]}}}}")
     assert study.variants == ["gradmem", "size-2", "size-8"]

@@ -114,6 +114,7 @@ def _write_trial(
         "seed": seed,
         "hash": f"{number:064x}",
         "copy_of": None,
+        "mechanism": variant,
         "run_name": f"{number:03d} {variant}",
     }
     write_json(own / "record.json", record)

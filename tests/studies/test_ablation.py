@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ablation_documents import LOSS, document, trial
 
+from memarch.search_spaces.sizing import LEVEL
 from memarch.studies.results.ablation import Comparison, comparisons, conclusions
 
 RANDOM = np.random.default_rng(3)
@@ -124,13 +125,64 @@ def test_seeds_that_are_not_done_are_said() -> None:
 def test_a_setting_equal_to_another_is_no_comparison() -> None:
     shown = document({"base": SOLVED, "change": GUESS})
     for seed in range(1, 6):
-        copy = trial("copy", seed, 1.0) | {"reason": "equal to trial 1, whose result this is"}
-        shown["trials"].append(copy)
+        copy = {"copy_of": 1, "reason": "equal to trial 1, whose result this is"}
+        shown["trials"].append(trial("copy", seed, 1.0) | copy)
     shown["ablation"]["settings"]["copy"] = "nothing"
     found = one(shown, "copy")
     assert (found.outcome, found.p) == ("same", None)
     assert found.verdict == "not run: equal to trial 1, whose result this is"
     assert one(shown).p_corrected == one(shown).p
+
+
+def at_levels(scores: dict[float | None, dict[str, list[float]]]) -> dict[str, Any]:
+    """Settings by level of size, then by name; those under None are without levels."""
+    by_level = {level: document(own)["trials"] for level, own in scores.items()}
+    shown = document({name: [] for own in scores.values() for name in own})
+    for level, trials in by_level.items():
+        params = {} if level is None else {LEVEL: level}
+        shown["trials"] += [
+            one | {"params": params, "number": len(shown["trials"]) + place}
+            for place, one in enumerate(trials)
+        ]
+    return shown
+
+
+def test_pairs_are_of_one_level_and_one_seed() -> None:
+    small, large = {"base": SOLVED, "change": GUESS}, {"base": GUESS, "change": GUESS[::-1]}
+    shown = at_levels({256: small, 1024: large})
+    found = comparisons(shown)
+    assert [(one.label, one.level, one.n) for one in found] == [
+        ("change at 256", 256, 5),
+        ("change at 1024", 1024, 5),
+    ]
+    for one_level, scores in zip(found, (small, large), strict=True):
+        (alone,) = comparisons(document(scores))
+        assert one_level.differences == alone.differences
+        assert (one_level.low, one_level.high, one_level.p) == (alone.low, alone.high, alone.p)
+    assert [one.outcome for one in found] == ["worse", "undecided"]
+    assert "after correction over 2 comparisons" in found[0].verdict
+
+
+def test_a_side_without_levels_is_compared_at_each() -> None:
+    levels = {256: {"base": GUESS}, 1024: {"base": SOLVED}}
+    shown = at_levels({**levels, None: {"none": GUESS}})
+    shown["ablation"] = {"baseline": "base", "settings": {"none": ""}}
+    assert [(one.level, one.outcome) for one in comparisons(shown)] == [
+        (256, "undecided"),
+        (1024, "worse"),
+    ]
+    shown["ablation"] = {"baseline": "none", "settings": {"base": ""}}
+    assert [(one.level, one.outcome) for one in comparisons(shown)] == [
+        (256, "undecided"),
+        (1024, "better"),
+    ]
+
+
+def test_a_level_that_one_side_does_not_reach_is_no_comparison() -> None:
+    shown = at_levels({256: {"base": SOLVED}, 1024: {"base": SOLVED, "change": GUESS}})
+    first, second = comparisons(shown)
+    assert first.verdict == "nothing to compare: only one side reaches this level"
+    assert (second.outcome, "correction" in second.verdict) == ("worse", False)
 
 
 def test_other_designs_have_no_comparisons() -> None:

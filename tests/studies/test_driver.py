@@ -117,7 +117,7 @@ def test_show_tells_what_was_drawn_and_what_came_out(searched, shared):
     for trial in shown["trials"]:
         assert list(trial) == [
             "number", "variant", "state", "params", "solved", "metrics", "spec", "reason",
-            "attempts", "seed", "converged", "failure",
+            "copy_of", "attempts", "seed", "converged", "failure",
         ]  # fmt: skip
         assert trial["spec"]["train"]["lr"] == trial["params"]["lr"]
         assert (trial["attempts"], trial["reason"]) == (1, "")
@@ -363,14 +363,27 @@ def test_all_runs_each_variant_once_a_seed(shared, tmp_path):
 
 def test_replicates_of_a_search_differ_in_their_seed_only(shared, tmp_path):
     file = write_study(
-        tmp_path, name="replicates", seeds="{model: [1, 2, 3]}", budget="{trials: 9}"
+        tmp_path,
+        name="replicates",
+        seeds="{model: [1, 2, 3]}",
+        budget="{trials: 9}",
+        finalists=1,
     )
     result = run(file, shared)
     for first in (0, 3, 6):
         group = result.trials[first : first + 3]
         assert [t["spec"]["study"]["seeds"]["model"] for t in group] == [1, 2, 3]
         assert len({json.dumps([t["variant"], t["params"]]) for t in group}) == 1
-    assert result.best[0] in (0, 3, 6)
+    (best,) = result.best
+    assert best in (0, 3, 6)
+    tested = [t for t in result.trials if "test/kv/exact_match" in t["metrics"]]
+    assert [trial["number"] for trial in tested] == [best, best + 1, best + 2]
+    scores = [trial["metrics"]["test/kv/exact_match"] for trial in tested]
+    told = mlflow_runs(shared, "replicates")[0].data
+    assert told.metrics["test/kv/exact_match"] == pytest.approx(sum(scores) / 3)
+    assert told.metrics["test/kv/exact_match/median"] == scores[1]
+    assert told.metrics["test/kv/exact_match/seeds"] == 3
+    assert "### On the test split" in told.tags["mlflow.note.content"]
 
 
 def test_the_grid_sampler_ends_a_search_by_itself(shared, tmp_path):

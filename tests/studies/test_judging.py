@@ -70,26 +70,35 @@ def row(number: int, *values: float, state: str = "complete", **other: object) -
     return base | {"state": state, "metrics": metrics} | other
 
 
+def ranked(rows: list[dict], **objective: str) -> tuple[list[list[int]], ...]:
+    """The numbers of each setting."""
+    sides = ranking(rows, objective)
+    return tuple([[record["number"] for record in setting] for setting in side] for side in sides)
+
+
 def test_the_best_of_one_objective_is_one():
     rows = [row(0, 0.5), row(1, 0.9), row(2, 0.9), row(3, 1.0, state="pruned")]
-    assert ranking(rows, {"a": "maximize"}) == ([1], [2, 0])
-    assert ranking(rows, {"a": "minimize"}) == ([0], [1, 2])
+    assert ranked(rows, a="maximize") == ([[1]], [[2], [0]])
+    assert ranked(rows, a="minimize") == ([[0]], [[1], [2]])
 
 
 def test_replicates_count_by_their_mean():
     lucky = [row(0, 1.0, params={}), row(1, 0.0, params={})]
-    assert ranking([*lucky, row(2, 0.6)], {"a": "maximize"}) == ([2], [0])
+    assert ranked([*lucky, row(2, 0.6)], a="maximize") == ([[2]], [[0, 1]])
 
 
 def test_copies_and_trials_without_a_score_are_not_ranked():
-    assert ranking([row(0, 0.5), row(1, 0.9, copy_of=0), row(2)], {"a": "maximize"}) == ([0], [])
-    assert ranking([], {"a": "maximize"}) == ([], [])
+    assert ranked([row(0, 0.5), row(1, 0.9, copy_of=0), row(2)], a="maximize") == ([[0]], [])
+    assert ranked([], a="maximize") == ([], [])
 
 
 def test_the_front_holds_what_nothing_beats():
     draw = random.Random(1)
     rows = [row(n, draw.randint(0, 9), draw.randint(0, 9)) for n in range(60)]
-    front, others = ranking(rows, {"a": "maximize", "b": "minimize"})
+    front, others = (
+        [number for one in side for number in one]
+        for side in ranked(rows, a="maximize", b="minimize")
+    )
     points = {r["number"]: (-r["metrics"]["a"], r["metrics"]["b"]) for r in rows}
 
     def beaten(number: int) -> bool:

@@ -11,7 +11,6 @@ from report_study import METRIC, RANGES, write_finished_study
 
 from memarch.studies.records.mlflow_ui import (
     introduce,
-    mechanism,
     saved_views,
     tags_of,
     view_address,
@@ -107,11 +106,9 @@ def test_the_experiment_has_a_view_of_what_was_searched(described: Any) -> None:
 
 
 def test_trials_are_told_by_mechanism() -> None:
-    spec = {"model": {"memory": {"outer": {"type": "rmt"}, "inner": {"type": "armt"}}}}
-    assert mechanism(spec) == "rmt+armt"
-    assert mechanism({"model": {"memory": {}}}) == "none"
-    assert tags_of({"copy_of": None}, spec) == {"memarch.kind": "trial", "mechanism": "rmt+armt"}
-    assert tags_of({"copy_of": 3}, spec)["memarch.kind"] == "copy"
+    record = {"copy_of": None, "mechanism": "rmt+armt"}
+    assert tags_of(record) == {"memarch.kind": "trial", "mechanism": "rmt+armt"}
+    assert tags_of(record | {"copy_of": 3})["memarch.kind"] == "copy"
 
 
 def test_the_view_is_found_by_its_tag(described: Any) -> None:

@@ -133,7 +133,15 @@ def test_a_trial_becomes_a_folder_that_transformers_loads(whole, shared, tmp_pat
     files = json.loads(capfd.readouterr().out)["files"]
     assert {"README.md", "config.json", "model.safetensors", "memarch.json"} <= set(files)
     card = (folder / "README.md").read_text()
-    for said in ("deltanet", "eval/kv/exact_match", "memarch.load", "Licence", "whole/1", "lr:"):
+    for said in (
+        "- deltanet\n",
+        "variant deltanet, `deltanet` on",
+        "eval/kv/exact_match",
+        "memarch.load",
+        "Licence",
+        "whole/1",
+        "lr:",
+    ):
         assert said in card
     program = (
         "import sys, torch\n"
