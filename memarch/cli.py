@@ -223,24 +223,22 @@ def validate(file: Path, overrides: tuple[str, ...], storage: Path, as_json: boo
     Nothing is built or trained, but for sizes that `match` or `scale` solve for, which are those of
     models built without numbers. A mistake is reported with its file, line and key.
     """
-    from memarch.inputs import open_study
+    from memarch.inputs import open_study, what_runs
 
     with document_only(as_json):
         study = open_study(file, overrides, storage)
         notes = study.validate()
         spaces = {name: list(study.space(name)) for name in study.variants}
         sizes = study.sizing.rows
+        runs = {name: what_runs(study, name) for name in study.variants}
         ablation = study.ablation.about() if study.ablation else None
     if as_json:
         found = {"valid": True, "file": str(file), "variants": spaces, "ablation": ablation}
         emit(found | {"sizes": sizes, "notes": notes})
         return
     click.echo(f"{file} is valid")
-    for name, searched in spaces.items():
-        listed = f"searches {', '.join(searched)}" if searched else "nothing is searched"
-        if ablation is not None:
-            listed = ablation["settings"].get(name, "the baseline")
-        click.echo(f"  {name or ('the model' if searched else 'one model')}: {listed}")
+    for name, what in runs.items():
+        click.echo(f"  {name or ('the model' if spaces[name] else 'one model')}: {what}")
     for note in notes:
         click.echo(f"note: {note}")
     if sizes:
@@ -295,7 +293,6 @@ def plan(
 @set_option
 @storage_option
 @click.option("--variant", help="Which of the file's variants.")
-@click.option("--local", is_flag=True, help="Run trial STUDY/NUMBER again, in this process.")
 @click.option("--again", is_flag=True, help="Train anew although a finished model is there.")
 @json_option
 def train(
@@ -303,7 +300,6 @@ def train(
     overrides: tuple[str, ...],
     storage: Path,
     variant: str | None,
-    local: bool,
     again: bool,
     as_json: bool,
 ) -> None:
@@ -321,7 +317,7 @@ def train(
     from memarch import train as training
 
     with document_only(as_json):
-        if local or (not Path(file).exists() and re.fullmatch(r".+/\d+", file)):
+        if not Path(file).exists() and re.fullmatch(r".+/\d+", file):
             document = training.train_trial(file, storage, overrides)
         elif not Path(file).exists() and not Path(file).suffix:
             raise SpecError(f"{file}: there is no such file, and a trial is STUDY/NUMBER")

@@ -57,6 +57,24 @@ def resolve_one(
     return study.resolve(chosen, draws)
 
 
+def what_runs(study: StudyFile, variant: str) -> str:
+    """What the study's design does with a variant's ranges, in words."""
+    from memarch.search_spaces.sizing import LEVEL
+
+    design, space = study.study["design"], study.space(variant)
+    if design in ("search", "grid"):
+        does = "searches" if design == "search" else "crosses"
+        return f"{does} {', '.join(space)}" if space else "nothing is searched"
+    levels = space.pop(LEVEL).extremes() if LEVEL in space else []
+    once = f"runs at each {LEVEL}, {' and '.join(map(str, levels))}" if levels else "runs once"
+    drawn = f", {', '.join(space)} drawn once for all variants" if space else ""
+    what = once + drawn
+    if study.ablation is None:
+        return what
+    change = study.ablation.about()["settings"].get(variant, "the baseline")
+    return f"{change}; {what}" if levels else change
+
+
 def find_trial(reference: str, storage: Path) -> TrialFolder | None:
     """The trial that `STUDY/7` names; None where it is not of that form."""
     from memarch.studies.records.store import find_study

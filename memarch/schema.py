@@ -17,7 +17,7 @@ from memarch.arch.spec import Impl, ModelSpec, Schedule, own_name
 from memarch.components.memory import memories
 from memarch.components.registry import Entry
 from memarch.search_spaces.ablation import AblationSettings
-from memarch.studies.settings.size_settings import MatchSettings, ScaleSettings
+from memarch.studies.settings.sizes import MatchSettings, ScaleSettings
 from memarch.studies.settings.spec import (
     EvalSettings,
     ResourceSettings,

@@ -251,7 +251,10 @@ def plan(document: Row, *, origins: bool = False) -> None:
     out.print(made)
     shapes = {f"{row['batch_size']} rows of {row['length']} tokens" for row in document["variants"]}
     out.print(f"schedule and steps: of a training step, {' or '.join(sorted(shapes))}")
-    searched = table("what is searched", ["variant", "parameter", "values"])
+    title = {"search": "what is searched", "grid": "what is crossed"}
+    searched = table(
+        title.get(document["design"], "what varies"), ["variant", "parameter", "values"]
+    )
     if document["ablation"]:
         changes = table("what is compared", ["setting", "what differs from the baseline"])
         changes.add_row(f"[bold]{escape(document['ablation']['baseline'])}[/]", "the baseline")

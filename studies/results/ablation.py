@@ -158,17 +158,19 @@ def _pairs(
     every = [trial for rows in trials.values() for trial in _complete(rows, metric)]
     study = [board.score(trial, metric) or 0.0 for trial in every]
     share = is_share(metric, maximize, study)
+    others = trials.get(baseline, [])
     made = []
     for name, rows in trials.items():
         if name == baseline:
             continue
-        others = trials.get(baseline, [])
-        for level in sorted({*_levels(rows), *_levels(others)}) or [None]:
+        for level in _levels([*rows, *others]):
             ours, theirs = _at(rows, level), _at(others, level)
-            sides = [_complete(ours, metric), _complete(theirs, metric)]
-            pairs = paired(*sides, metric)
+            pairs = paired(_complete(ours, metric), _complete(theirs, metric), metric)
             seeds = {seed for seed, _, _ in pairs}
-            sides = [[trial for trial in side if seed_of(trial) in seeds] for side in sides]
+            sides = [
+                [trial for trial in _complete(side, metric) if seed_of(trial) in seeds]
+                for side in (ours, theirs)
+            ]
             found = None
             if len(pairs) > 1 and not any(board.is_copy(trial) for trial in ours):
                 ends = ends_of([*sides[0], *sides[1]], metric, study) if share else None
@@ -184,8 +186,10 @@ def _complete(trials: Sequence[Trial], metric: str) -> list[Trial]:
     return [t for t in trials if t["state"] == "complete" and board.score(t, metric) is not None]
 
 
-def _levels(trials: Sequence[Trial]) -> set[float]:
-    return {trial["params"][LEVEL] for trial in trials if LEVEL in trial["params"]}
+def _levels(trials: Sequence[Trial]) -> list[float | None]:
+    """The levels that the trials of both sides are at, or None for no level."""
+    found = {trial["params"][LEVEL] for trial in trials if LEVEL in trial["params"]}
+    return [*sorted(found)] or [None]
 
 
 def _at(trials: Sequence[Trial], level: float | None) -> Sequence[Trial]:

@@ -30,8 +30,8 @@ from memarch.studies.cluster.resources import ResourceSettings
 from memarch.studies.driver.policies import OnFailure
 from memarch.studies.records.store import find_spec
 from memarch.studies.search.domination import AT_THE_END
-from memarch.studies.settings.search_settings import Racing, WarmStart, named_study, switched
-from memarch.studies.settings.size_settings import MatchSettings, ScaleSettings
+from memarch.studies.settings.search import Racing, WarmStart, named_study, switched
+from memarch.studies.settings.sizes import MatchSettings, ScaleSettings
 from memarch.studies.settings.strict import Given, Strict
 from memarch.studies.tasks.base import TaskSettings, tasks
 from memarch.studies.training.stages import CHANGEABLE_TRAIN_KEYS

@@ -173,6 +173,51 @@ def test_validate_says_what_is_searched(run: Run, tmp_path: Path) -> None:
     assert "one model" not in out
 
 
+@pytest.mark.parametrize(
+    ("design", "rmt", "none"),
+    [
+        ("search", "searches match.level, lr", "searches lr"),
+        ("grid", "crosses match.level, lr", "crosses lr"),
+        (
+            "all",
+            "runs at each match.level, 32 and 64, lr drawn once for all variants",
+            "runs once, lr drawn once for all variants",
+        ),
+    ],
+)
+def test_validate_says_what_the_design_does(
+    design: str, rmt: str, none: str, run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "sized.yaml"
+    variants = """
+match: {cost/state_floats: [32, 64]}
+variants:
+  rmt: {model.memory.main.num_tokens: {solve: [1, 64]}}
+  none: {model.memory: {replace: {}}}
+"""
+    file.write_text(TINY + variants)
+    sets = ("--set", f"study.design={design}", "train.lr={choice: [0.1, 0.2]}")
+    code, out, err = run("validate", file, *sets)
+    assert code == 0, err
+    assert f"  rmt: {rmt}\n" in out
+    assert f"  none: {none}\n" in out
+
+
+def test_validate_says_at_which_levels_an_ablation_compares(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "sized.yaml"
+    text = """
+match: {cost/state_floats: [32, 64]}
+ablation: {changes: {slow: {set: {train.lr: 0.1}}, none: {remove: model.memory.main}}}
+"""
+    file.write_text(TINY.replace("num_tokens: 2", "num_tokens: {solve: [1, 64]}") + text)
+    code, out, err = run("validate", file, "--set", "study.design=ablation")
+    assert code == 0, err
+    assert "  baseline: the baseline; runs at each match.level, 32 and 64\n" in out
+    assert "  slow: train.lr: 0.1; runs at each match.level, 32 and 64\n" in out
+    assert "  none: without model.memory.main\n" in out
+    assert "cannot show any difference over 4 comparisons" in out
+
+
 def test_components_have_the_documented_shape(run: Run) -> None:
     _, out, _ = run("components", "--json")
     rows = {row["name"]: row for row in json.loads(out)}

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from memarch.arch.settings import join, show
 from memarch.arch.units import parse_number
 from memarch.components.errors import SpecError, did_you_mean
-from memarch.components.memory import Strict
 from memarch.studies.driver.judging import FIXED_COSTS
+from memarch.studies.settings.strict import Strict
 
 Tolerance = Annotated[float, Field(gt=0, lt=1)]
 Level = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]

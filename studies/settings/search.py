@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from memarch.components.memory import Strict as _Strict
-
-
-class _Settings(_Strict):
-    model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
+from memarch.studies.settings.strict import Strict
 
 
-class WarmStart(_Settings):
+class WarmStart(Strict):
     """An earlier study whose finished trials the sampler learns from."""
 
     study: Annotated[str, Field(min_length=1)]
@@ -23,7 +19,7 @@ class WarmStart(_Settings):
     """Only so many of its best trials; by default all that fit."""
 
 
-class Racing(_Settings):
+class Racing(Strict):
     """Points that cannot win any more get no further seeds."""
 
     after: Annotated[int, Field(ge=2)] = 2
