@@ -226,7 +226,7 @@ def curves(records: Records, axis: str = "steps") -> list[tuple[str, str]]:
     if not points:
         return []
     last, values = max(at for at, _ in points), [value for _, value in points]
-    best = {trial["variant"] or "": trial["number"] for trial in records.best_of_variants}
+    best = {trial["variant"] or "": trial["number"] for trial in reversed(records.ranked)}
     charts = []
     for variant in records.variants:
         own = [t for t in records.trials if (t["variant"] or "") == variant and lines[t["number"]]]

@@ -195,10 +195,10 @@ class Records:
 
     @cached_property
     def best_of_variants(self) -> list[Trial]:
-        """The best trial of each variant, best first."""
+        """The best setting of each variant, best first: its first trial with its seeds' means."""
         rows: dict[str, Trial] = {}
-        for trial in self.ranked:
-            rows.setdefault(trial["variant"] or "", trial)
+        for one in self.points:
+            rows.setdefault(one.variant or "", {**one.trials[0], "metrics": one.metrics()})
         return list(rows.values())
 
     def result(self, trial: Trial) -> dict[str, Any]:
