@@ -111,8 +111,9 @@ format: dev
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# A file's tests run in one process, as they share studies; in the order of tests/conftest.py.
 run-tests:
-	@$(BIN)/pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST_ARGS)
 
 run-lint:
 	@$(BIN)/ruff check .

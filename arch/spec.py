@@ -33,8 +33,9 @@ from memarch.arch.backbone_keys import ConfigKeys, config_keys, model_types
 from memarch.arch.families import family_of
 from memarch.arch.settings import join, parse, show
 from memarch.components.errors import SpecError, did_you_mean
-from memarch.components.memory import Every, MemorySettings, Strict, memories
+from memarch.components.memory import Every, MemorySettings, memories
 from memarch.components.registry import Entry, Registry
+from memarch.components.strict import Strict
 
 Schedule = Literal["auto", "sequential", "diagonal", "layerwise"]
 Impl = Literal["auto", "reference", "triton"]

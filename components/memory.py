@@ -21,21 +21,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from memarch.components.registry import Registry
+from memarch.components.strict import Strict
 
 State = dict[str, Tensor]
 Site = Literal["segment", "layer", "mixer", "attention"]
-
-
-class Strict(BaseModel):
-    """Typed settings: immutable, unknown keys refused, no silent conversions."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
 
 
 class Every(Strict):

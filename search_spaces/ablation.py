@@ -30,7 +30,7 @@ from pydantic import Field, StringConstraints
 
 from memarch.arch.settings import join, parse
 from memarch.components.errors import SpecError, did_you_mean
-from memarch.components.memory import Strict
+from memarch.components.strict import Strict
 from memarch.search_spaces.document import Node
 from memarch.search_spaces.patches import REMOVED, REPLACE, expand, merge, nest
 

@@ -45,6 +45,12 @@ else:
     settings.load_profile("memarch")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that run studies, which take long, come first: then no core is idle at the end."""
+    long = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests marked `gpu`, with the reason, where there is no CUDA device."""

@@ -182,6 +182,20 @@ def test_the_model_side_needs_no_study_libraries() -> None:
     assert "imported" in result.stdout
 
 
+def test_what_runs_beside_training_holds_no_torch() -> None:
+    """A process for each study and node: the time and memory of torch would be wasted there."""
+    names = ("cluster.mailbox", "cluster.node_probe", "records.mirror", "report.parent_run")
+    result = run_python(
+        f"""
+        import importlib, sys
+        for name in {names!r}:
+            importlib.import_module(f"memarch.studies.{{name}}")
+        print("torch" in sys.modules)
+        """
+    )
+    assert result.stdout == "False\n", result.stderr
+
+
 def test_our_kernels_never_stand_in_for_another_package_of_that_name(tmp_path: Path) -> None:
     """transformers imports whatever is called `kernels`: it must find the other package."""
     package = tmp_path / "kernels"

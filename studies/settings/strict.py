@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ConfigDict, model_serializer
 from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
-from memarch.components.memory import Strict as _Strict
+from memarch.components.strict import Strict as _Strict
 
 
 class Strict(_Strict):

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from memarch.arch.spec import mechanism, normalize_memory, parse_model_spec
 from memarch.components.errors import SpecError
-from memarch.components.memory import LayeredSettings, Memory, Strict, memories
+from memarch.components.memory import LayeredSettings, Memory, memories
+from memarch.components.strict import Strict
 
 
 class Plain(Strict):

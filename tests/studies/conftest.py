@@ -20,3 +20,9 @@ def local_ray() -> Iterator[None]:
     yield
     if started:
         ray.shutdown()
+
+
+@pytest.fixture
+def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look elsewhere: no process mirrors their studies, which takes seconds each."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")

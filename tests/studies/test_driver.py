@@ -181,6 +181,7 @@ def test_the_result_is_a_table(searched):
     assert {"variant", "state", "lr", "segment_length", "eval/kv/exact_match"} <= set(frame.columns)
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_a_name_is_used_once(searched, shared, tmp_path):
     file = write_study(tmp_path, name="searched")
     with pytest.raises(SpecError, match=r"memarch study resume searched.*--as NAME2"):
@@ -198,6 +199,7 @@ def test_a_study_that_asks_for_more_than_there_is_has_not_begun(shared, tmp_path
     assert list(mlflow_runs(shared, "greedy")[1]) == [0]
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_a_study_whose_folder_was_deleted_starts_anew(shared, tmp_path):
     file = write_study(tmp_path, name="deleted", budget="{trials: 3}", sampler="tpe")
     first = run(file, shared)
@@ -207,6 +209,7 @@ def test_a_study_whose_folder_was_deleted_starts_anew(shared, tmp_path):
     assert states(resume_study("deleted", storage=shared)) == ["complete"] * 3
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_a_study_has_one_driver_may_grow_and_does_not_change_with_its_file(shared, tmp_path):
     seen: list[str] = []
 
@@ -258,6 +261,7 @@ def test_what_goes_wrong_is_recorded_with_its_reason_and_the_study_goes_on(
     agreement.assert_records_agree(shared, "failing")
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_infeasible_trials_are_told_with_their_violation(shared, tmp_path):
     file = write_study(
         tmp_path,
@@ -301,6 +305,7 @@ def test_points_that_break_a_constraint_as_they_stand_cost_no_worker(shared, tmp
     agreement.assert_records_agree(shared, "weighed")
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_a_space_without_a_feasible_point_ends(shared, tmp_path, monkeypatch):
     monkeypatch.setattr("memarch.studies.search.asking.MOST_INFEASIBLE", 10)
     file = write_study(
@@ -314,6 +319,7 @@ def test_a_space_without_a_feasible_point_ends(shared, tmp_path, monkeypatch):
     assert (result.state, states(result)) == ("complete", ["infeasible"] * 10)
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_a_grid_runs_every_point_and_equal_specs_once(shared, tmp_path):
     file = write_study(
         tmp_path,
@@ -333,6 +339,7 @@ def test_a_grid_runs_every_point_and_equal_specs_once(shared, tmp_path):
     assert set(states(result)) == {"complete"}
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_equal_specs_are_run_once(shared, tmp_path):
     # Without ranges in what a variant uses, every further draw of it is the same spec.
     file = write_study(
@@ -352,6 +359,7 @@ def test_equal_specs_are_run_once(shared, tmp_path):
         assert (copy["metrics"], copy["attempts"]) == (original["metrics"], 0)
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_all_runs_each_variant_once_a_seed(shared, tmp_path):
     file = write_study(tmp_path, name="every", design="all", budget="{}", seeds="{model: [5, 6]}")
     result = run(file, shared)
@@ -361,6 +369,7 @@ def test_all_runs_each_variant_once_a_seed(shared, tmp_path):
     assert seeds == [5, 5, 5, 6, 6, 6]
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_replicates_of_a_search_differ_in_their_seed_only(shared, tmp_path):
     file = write_study(
         tmp_path,
@@ -386,6 +395,7 @@ def test_replicates_of_a_search_differ_in_their_seed_only(shared, tmp_path):
     assert "### On the test split" in told.tags["mlflow.note.content"]
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_the_grid_sampler_ends_a_search_by_itself(shared, tmp_path):
     file = write_study(
         tmp_path, name="shuffled", sampler="grid", budget="{}", lr="{choice: [0.001, 0.003]}"
@@ -476,6 +486,7 @@ class Answering(Memory):
 """
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_a_users_own_code_reaches_the_workers_and_stays_as_it_was(shared, tmp_path):
     own = tmp_path / "answering.py"
     own.write_text(PLUGIN.format(answer=0.42))
@@ -497,6 +508,7 @@ def test_a_users_own_code_reaches_the_workers_and_stays_as_it_was(shared, tmp_pa
     assert result.trials[1]["spec"]["plugins"]
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_values_that_do_not_fit_together_fail_their_trial_alone(shared, tmp_path):
     """Each value is fine with the others' first ones, which is what `validate` can see."""
     length = "=16 * (one + two - 2) * (one + two - 2)"
@@ -515,6 +527,7 @@ def test_values_that_do_not_fit_together_fail_their_trial_alone(shared, tmp_path
     assert states(result).count("complete") == 8
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_a_trial_that_breaks_a_constraint_stops_at_its_first_report(shared, tmp_path):
     file = write_study(
         tmp_path,
@@ -556,6 +569,7 @@ def test_without_its_mlflow_server_a_study_goes_on(tmp_path, monkeypatch):
     assert children[0].data.metrics == result.trials[0]["metrics"]
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_a_study_may_extend_the_best_trial_of_another(searched, shared, tmp_path):
     best = searched[0].best[0]
     file = tmp_path / "next.yaml"

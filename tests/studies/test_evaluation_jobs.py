@@ -15,7 +15,7 @@ from memarch.studies.training.trial import run_trial
 TRIALS = Path(__file__).with_name("two_part_trials.py")
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "without_mlflow")
 def test_a_study_deals_training_and_evaluation_apart(tmp_path):
     file = write_study(tmp_path, name="parts", budget="{trials: 2}", cpus=2, question={"slow": [1]})
     result = run_study(

@@ -41,7 +41,7 @@ eval: {kv: {task: same, size: 16, batch_size: 16}}
 resources: {cpus: 2}
 """
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("local_ray", "without_mlflow")
 
 
 @pytest.fixture(scope="module")

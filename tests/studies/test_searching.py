@@ -19,7 +19,7 @@ from memarch.studies.records.store import StudyFolder, find_study, show_study
 helpers = load_sibling("driver_study")
 run, write_study = helpers.run, helpers.write_study
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("local_ray", "without_mlflow")
 
 KV = "eval/kv/exact_match"
 

@@ -214,9 +214,8 @@ def test_validate_and_plan_show_sizes(load: Load, capsys: pytest.CaptureFixture[
     assert "left out" in shown
 
 
-def test_a_study_records_levels_and_what_they_gave(
-    load: Load, storage: Path, local_ray: None
-) -> None:
+@pytest.mark.usefixtures("local_ray", "without_mlflow")
+def test_a_study_records_levels_and_what_they_gave(load: Load, storage: Path) -> None:
     from memarch.studies.driver.sessions import run_study
 
     load(

@@ -162,6 +162,7 @@ def test_passwords_are_used_and_not_written(monkeypatch):
     assert chosen_database("journal:///a", None, began=False) == "journal:///a"
 
 
+@pytest.mark.usefixtures("without_mlflow")
 def test_a_database_that_is_away_when_a_study_resumes_is_an_error(postgres, local_ray, tmp_path):
     url, storage = postgres.new_database(), tmp_path / "runs"
     run(
