@@ -27,6 +27,9 @@ from memarch.arch.settings import show
 from memarch.arch.units import parse_number
 from memarch.components.errors import SpecError, did_you_mean
 
+LEVEL = "match.level"
+"""Name of the parameter that says at which level of `match` a trial is."""
+
 
 class Range(Protocol):
     """What all ranges can do."""

@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING, Any
 from memarch.components.errors import SpecError
 from memarch.search_spaces.document import Node, Origin, node_of
 from memarch.search_spaces.patches import nest
-from memarch.search_spaces.ranges import Solve
+from memarch.search_spaces.ranges import LEVEL, Solve
 from memarch.search_spaces.scaling import Rule, make_rule
 from memarch.search_spaces.solving import Cost, Found, Nearest, nearest
 
 if TYPE_CHECKING:
     from memarch.search_spaces.study_file import StudyFile
 
-LEVEL = "match.level"
-"""Name of the parameter that says which level a trial is at."""
 MOST_STEPS = 2**16
 """Steps of a rule's smallest size up to which a model grows."""
 

@@ -29,9 +29,9 @@ from memarch.search_spaces.ablation import Ablation, merged, read_ablation
 from memarch.search_spaces.document import Node, Origin, node_of, read_file
 from memarch.search_spaces.first_points import first_points
 from memarch.search_spaces.patches import REPLACE, expand, merge, nest, parse_override
-from memarch.search_spaces.ranges import Choice, Range, Sample, Solve, as_written
+from memarch.search_spaces.ranges import LEVEL, Choice, Range, Sample, Solve, as_written
 from memarch.search_spaces.resolution import DRAWN, SAMPLED, Mark, Path_, Resolver, refuse_ranges
-from memarch.search_spaces.sizing import LEVEL, Sized, Sizing, UnreachableError
+from memarch.search_spaces.sizing import Sized, Sizing, UnreachableError
 
 _FRAME = ("vars", "variants", "ablation", "extends", "plugins")
 _VARIED = ("vars", "task", "model", "train", "eval", "resources")

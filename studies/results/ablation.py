@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from memarch.search_spaces.ablation import smallest_p
-from memarch.search_spaces.sizing import LEVEL
+from memarch.search_spaces.ranges import LEVEL
 from memarch.studies.results import leaderboard as board
 from memarch.studies.results.finalists import finalists
 from memarch.studies.results.leaderboard import seed_of

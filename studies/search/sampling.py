@@ -29,8 +29,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from memarch.components.errors import SpecError, did_you_mean
-from memarch.search_spaces.ranges import Choice, Float, Int, Range, Subset
-from memarch.search_spaces.sizing import LEVEL
+from memarch.search_spaces.ranges import LEVEL, Choice, Float, Int, Range, Subset
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ablation_documents import LOSS, document, trial
 
-from memarch.search_spaces.sizing import LEVEL
+from memarch.search_spaces.ranges import LEVEL
 from memarch.studies.results.ablation import Comparison, comparisons, conclusions
 
 RANDOM = np.random.default_rng(3)

@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from memarch.arch.build import build_model
 from memarch.cli import run as memarch
 from memarch.components.errors import SpecError
-from memarch.search_spaces.sizing import LEVEL, UnreachableError
+from memarch.search_spaces.ranges import LEVEL
+from memarch.search_spaces.sizing import UnreachableError
 from memarch.search_spaces.study_file import StudyFile
 from memarch.studies.records.store import StudyFolder
 from memarch.studies.search import costs
