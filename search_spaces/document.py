@@ -19,7 +19,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from memarch.components.errors import SpecError
 
 Key = str | int
-Path_ = tuple[Key, ...]
+KeyPath = tuple[Key, ...]
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class _Builder:
     file: str
     open: list[Any] = field(default_factory=list)
 
-    def build(self, node: Any, path: Path_) -> Node:
+    def build(self, node: Any, path: KeyPath) -> Node:
         origin = Origin(self.file, node.start_mark.line + 1)
         where = ".".join(str(key) for key in path)
         if node in self.open:
@@ -166,7 +166,7 @@ class _Builder:
         self.open.pop()
         return built
 
-    def _map(self, node: MappingNode, path: Path_, origin: Origin) -> Node:
+    def _map(self, node: MappingNode, path: KeyPath, origin: Origin) -> Node:
         entries: dict[str, Node] = {}
         for key_node, value_node in node.value:
             at = Origin(self.file, key_node.start_mark.line + 1)

@@ -16,7 +16,7 @@ from memarch.arch.settings import join, parse, show
 from memarch.arch.spec import BackboneSpec
 from memarch.arch.units import parse_number
 from memarch.components.errors import SpecError, did_you_mean
-from memarch.search_spaces.document import Key, Node, Origin
+from memarch.search_spaces.document import KeyPath, Node, Origin
 from memarch.search_spaces.expressions import evaluate
 from memarch.search_spaces.patches import is_structure, range_at
 from memarch.search_spaces.ranges import (
@@ -32,7 +32,6 @@ from memarch.search_spaces.ranges import (
     parse_range,
 )
 
-Path_ = tuple[Key, ...]
 _ENV = re.compile(r"\$env\.([A-Za-z_][A-Za-z0-9_]*)")
 _WRONG_ENV = re.compile(r"[$=].*\$\{?env\b|\$\{?env\b")
 _REFERENCE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
@@ -69,17 +68,17 @@ class Resolver:
     """Resolves one tree. Without `draws` ranges take their first values, to see which are used."""
 
     root: Node
-    names: Mapping[Path_, str] = field(default_factory=dict)
+    names: Mapping[KeyPath, str] = field(default_factory=dict)
     draws: Mapping[str, Any] | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     def __post_init__(self) -> None:
         self.marks: dict[str, Mark] = {}
-        self.used: dict[Path_, Range] = {}
+        self.used: dict[KeyPath, Range] = {}
         """Searched ranges by where they are written."""
-        self.solves: dict[Path_, Solve] = {}
+        self.solves: dict[KeyPath, Solve] = {}
         """Ranges that `match` solves for, by where they are written."""
-        self.sampled: dict[Path_, tuple[Path_, Sample]] = {}
+        self.sampled: dict[KeyPath, tuple[KeyPath, Sample]] = {}
         """Ranges that training draws for every batch, by where they are used: where they are
         written, and what they are."""
         self.values: dict[str, Any] = {}
@@ -89,7 +88,7 @@ class Resolver:
         """Texts with `$env.NAME`, by key path."""
         self._open: list[str] = []
         self._section = ""
-        self._expressions: list[tuple[Origin, Path_]] = []
+        self._expressions: list[tuple[Origin, KeyPath]] = []
 
     def run(self, sections: tuple[str, ...]) -> dict[str, Any]:
         """The plain values of the sections."""
@@ -104,7 +103,7 @@ class Resolver:
         return values
 
     def value(
-        self, node: Node, written: Path_, path: Path_, note: str = "", key: Origin | None = None
+        self, node: Node, written: KeyPath, path: KeyPath, note: str = "", key: Origin | None = None
     ) -> Any:
         """The value of a node written at one path and used at another (equal but for `$name`)."""
         leaf = not node.is_map and not node.is_list
@@ -128,7 +127,7 @@ class Resolver:
 
     # Texts
 
-    def _text(self, node: Node, path: Path_) -> Any:
+    def _text(self, node: Node, path: KeyPath) -> Any:
         text: str = node.value
         if text[:2] in ("$$", "=="):
             return text[1:]
@@ -169,7 +168,7 @@ class Resolver:
 
         return _ENV.sub(read, text)
 
-    def _variable(self, name: str, origin: Origin, path: Path_) -> Any:
+    def _variable(self, name: str, origin: Origin, path: KeyPath) -> Any:
         variables = self.root.get("vars")
         node = self.root.get("vars", name)
         if node is None:
@@ -187,7 +186,7 @@ class Resolver:
         self.used_vars[name] = value
         return value
 
-    def _name(self, name: str, origin: Origin, path: Path_) -> Any:
+    def _name(self, name: str, origin: Origin, path: KeyPath) -> Any:
         """A name in an expression: a var, else a value beside the expression or further out."""
         if self.root.get("vars", name) is not None:
             return _numeric(self._variable(name, origin, ("vars", name)))
@@ -202,7 +201,7 @@ class Resolver:
             raise SpecError(f"there is no var or value {name!r} here; {self._near(name, scopes)}")
         return value
 
-    def _near(self, name: str, scopes: list[Path_]) -> str:
+    def _near(self, name: str, scopes: list[KeyPath]) -> str:
         """The nearest of all names that an expression could have used, else the vars."""
         places = [*scopes, ("vars",), ("model", "backbone"), ("model",)]
         nodes = [node for place in places if (node := self.root.get(*place)) is not None]
@@ -212,7 +211,7 @@ class Resolver:
         known = list(variables.value) if variables is not None and variables.is_map else []
         return near.split(" (")[0] if near.startswith("did") else did_you_mean(name, known)
 
-    def _beside(self, node: Node, found: Path_, origin: Origin, path: Path_) -> Any:
+    def _beside(self, node: Node, found: KeyPath, origin: Origin, path: KeyPath) -> Any:
         return self._once(
             join(*found), origin, path, lambda: _numeric(self.value(node, found, found))
         )
@@ -229,7 +228,7 @@ class Resolver:
         except SpecError:
             return None
 
-    def _once(self, key: str, origin: Origin, path: Path_, compute: Callable[[], Any]) -> Any:
+    def _once(self, key: str, origin: Origin, path: KeyPath, compute: Callable[[], Any]) -> Any:
         if key in self._open:
             circle = " -> ".join([*self._open[self._open.index(key) :], key])
             raise origin.error(f"refers to itself: {circle}", join(*path))
@@ -241,7 +240,7 @@ class Resolver:
 
     # Ranges
 
-    def _draw(self, node: Node, written: Path_, path: Path_, note: str) -> Any:
+    def _draw(self, node: Node, written: KeyPath, path: KeyPath, note: str) -> Any:
         if "sample" in node.value:
             return self._sample(node, written, path, note)
         if self._section in ("study", "resources") or "sweep" in path[:3]:
@@ -269,7 +268,7 @@ class Resolver:
             raise node.origin.error(f"the value {show(value)} lies outside the range", join(*path))
         return list(value) if isinstance(known, Subset) else value
 
-    def _solve(self, node: Node, known: Solve, written: Path_, path: Path_) -> Any:
+    def _solve(self, node: Node, known: Solve, written: KeyPath, path: KeyPath) -> Any:
         """The value that was solved for; the first one until then."""
         if path[0] not in ("vars", "model"):
             raise node.origin.error(
@@ -284,7 +283,7 @@ class Resolver:
         value = (self.draws or {}).get(name, known.grid()[0])
         return list(value) if isinstance(value, tuple) else value
 
-    def _sample(self, node: Node, written: Path_, path: Path_, note: str) -> Any:
+    def _sample(self, node: Node, written: KeyPath, path: KeyPath, note: str) -> Any:
         """The value that evaluations take of what is drawn for every batch."""
         what = f"the range {join(*written)}" if written != path else "a range"
         if self._expressions:
@@ -313,7 +312,7 @@ class Resolver:
         self.sampled[path] = (written, known)
         return known.evaluated
 
-    def read_range(self, node: Node, written: Path_, path: Path_) -> Range:
+    def read_range(self, node: Node, written: KeyPath, path: KeyPath) -> Range:
         """The range written at a node; its ends may be vars that are no ranges."""
         where = join(*path)
         if written[0] not in RANGED:
@@ -377,7 +376,7 @@ def _numeric(value: Any) -> Any:
     return value if parsed is None else parsed
 
 
-def refuse_ranges(node: Node, path: Path_) -> None:
+def refuse_ranges(node: Node, path: KeyPath) -> None:
     """An error where a range stands in a place that must be the same in all trials."""
     if node.is_map and not is_structure(path) and is_range(node.value):
         kind = next(kind for kind in KINDS if kind in node.value)

@@ -145,7 +145,7 @@ def local_spec(job: Job, folder: Path) -> Json:
     """
     spec = job.spec
     if "$env." in json.dumps(spec):
-        from memarch.search_spaces.study_file import resolve_env
+        from memarch.search_spaces.environment import resolve_env
 
         spec = resolve_env(spec)
     paths = [folder / "plugins" / name for name in job.plugins]

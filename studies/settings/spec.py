@@ -25,7 +25,8 @@ from pydantic_core.core_schema import ValidationInfo
 from memarch.arch.settings import Hours, Seconds, join, parse, show
 from memarch.arch.spec import ModelSpec, Name, normalize_component
 from memarch.components.errors import SpecError, did_you_mean
-from memarch.search_spaces.study_file import FindTrial, StudyFile
+from memarch.search_spaces.reading import FindTrial
+from memarch.search_spaces.study_file import StudyFile
 from memarch.studies.cluster.resources import ResourceSettings
 from memarch.studies.driver.policies import OnFailure
 from memarch.studies.records.store import find_spec

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from memarch.components.plugins import load_plugins
-from memarch.search_spaces.study_file import resolve_env
+from memarch.search_spaces.environment import resolve_env
 from memarch.studies.records.store import TrialFolder
 from memarch.studies.training import fingerprint, machine
 from memarch.studies.training.session import Session, default_device

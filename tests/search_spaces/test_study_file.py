@@ -11,8 +11,9 @@ import pytest
 
 from memarch.components.errors import SpecError
 from memarch.components.memory import memories
+from memarch.search_spaces.environment import resolve_env
 from memarch.search_spaces.ranges import Choice, Float, Int, Subset
-from memarch.search_spaces.study_file import StudyFile, resolve_env
+from memarch.search_spaces.study_file import StudyFile
 from memarch.studies.settings.spec import load_study
 
 GOOD = """
