@@ -26,3 +26,11 @@ def local_ray() -> Iterator[None]:
 def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that look elsewhere: no process mirrors their studies, which takes seconds each."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+
+
+@pytest.fixture(scope="module")
+def module_without_mlflow() -> Iterator[None]:
+    """The same for a module with the studies that its tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "off")
+        yield

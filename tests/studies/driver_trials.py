@@ -51,7 +51,7 @@ def run(spec: dict[str, Any], folder: Path, report: Any) -> dict[str, Any]:
             return {"state": "pruned", "reason": "stopped by the pruner", "metrics": metrics}
         checkpoint.write_text(str(index + 1))
         if number in plan.get("pause", []) and attempt == 1:
-            pause(plan.get("patience", 60))
+            pause(folder.parents[1] / "go_on")
         if attempt <= plan.get("die", {}).get(str(number), 0):
             os.kill(os.getpid(), 9)
     if number in plan.get("hang", []):
@@ -87,13 +87,15 @@ def misbehave(plan: dict[str, Any], number: int, spec: dict[str, Any]) -> None:
         HELD.append(b"1" * (plan["leak"][str(number)] * 2**20))
 
 
-def pause(seconds: float) -> None:
-    """Like a training run, it ends at once where its driver says so."""
+def pause(sign: Path) -> None:
+    """Until there is a sign, or a minute. Like training, it ends where its driver says so."""
     from memarch.studies.cluster import heartbeat
 
-    for _ in range(int(10 * seconds)):
+    for _ in range(600):
         if heartbeat.halted():
             raise heartbeat.HaltedError
+        if sign.exists():
+            return
         time.sleep(0.1)
 
 

@@ -68,11 +68,6 @@ class Postgres:
         self._server: subprocess.Popen[bytes] | None = None
         self._run("initdb", "-D", str(folder / "data"), "-U", "memarch", "-A", "trust", "--no-sync")
 
-    @property
-    def pid(self) -> int:
-        assert self._server is not None
-        return self._server.pid
-
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://memarch@{HOST}:{self.port}/{database}"
 
@@ -119,11 +114,6 @@ class Postgres:
             self._server.send_signal(how)
             self._server.wait(PATIENCE)
             self._server = None
-
-    def restart(self, pause: float = 0.0) -> None:
-        self.stop()
-        time.sleep(pause)
-        self.start()
 
     @property
     def _group(self) -> int | None:
@@ -203,11 +193,6 @@ class MlflowServer:
             self._server = None
 
     stop = kill
-
-    def restart(self, pause: float = 0.0) -> None:
-        self.kill()
-        time.sleep(pause)
-        self.start()
 
     def _answers(self) -> bool:
         assert self._server is not None

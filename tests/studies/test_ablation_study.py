@@ -15,7 +15,7 @@ from memarch.studies.records.store import show_study
 from memarch.studies.results.ablation import Comparison, comparisons, conclusions
 from memarch.studies.results.replicates import replicates
 
-pytestmark = pytest.mark.usefixtures("local_ray", "without_mlflow")
+pytestmark = pytest.mark.usefixtures("local_ray", "module_without_mlflow")
 
 TRIALS = Path(__file__).with_name("ablation_trials.py")
 
@@ -70,7 +70,9 @@ def by_name(document: dict[str, Any]) -> dict[str, Comparison]:
 
 
 @pytest.fixture(scope="module")
-def chance(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chance(
+    local_ray: None, module_without_mlflow: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The storage folder of the finished study of chance."""
     storage = tmp_path_factory.mktemp("chance")
     file = storage / "chance.yaml"

@@ -561,12 +561,14 @@ def test_without_its_mlflow_server_a_study_goes_on(tmp_path, monkeypatch):
     )
     assert states(result) == ["complete"] * 2
     assert "MLflow: " in log.notices()
+    assert "resuming the study logs what is missing" in log.notices()
     # Back at a store of its own, the study is there after `resume`.
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     resume_study("alone", storage=tmp_path / "runs")
     _, children = mlflow_runs(tmp_path / "runs", "alone")
     assert [children[n].info.status for n in range(2)] == ["FINISHED"] * 2
     assert children[0].data.metrics == result.trials[0]["metrics"]
+    agreement.assert_records_agree(tmp_path / "runs", "alone")
 
 
 @pytest.mark.usefixtures("without_mlflow")

@@ -98,7 +98,7 @@ def assert_mlflow_is_mended(storage: Path) -> None:
 def paused(storage, tmp_path, request) -> Any:
     """A driver whose third trial stands at a report, to be interrupted; its study's folder."""
     name = request.node.name.removeprefix("test_")
-    plan = {"pause": [2], "reports": 3, "patience": 60 if "twice" in name else 3}
+    plan = {"pause": [2], "reports": 3}
     file = helpers.write_study(tmp_path, name=name, **settings(question=plan, budget="{trials: 5}"))
     driver = Driver(file, storage, log=tmp_path / "log")
     folder = StudyFolder(storage, name)
@@ -118,6 +118,8 @@ def ends_with_resume(folder: StudyFolder, attempts: int) -> None:
 def test_ctrl_c_finishes_what_runs(paused):
     driver, folder = paused
     os.killpg(driver.pid, signal.SIGINT)
+    wait_for(lambda: "is finished first" in driver.said, "the answer to Ctrl-C")
+    (folder.path / "go_on").touch()
     assert driver.wait(timeout=200) == 0
     assert "Traceback" not in driver.said
     assert "stopping: 1 running trial is finished first; Ctrl-C again saves and" in driver.said

@@ -37,7 +37,7 @@ def test_a_lost_node_costs_no_trial(cluster, tmp_path: Path):
     file = helpers.write_study(
         tmp_path,
         name="lost",
-        question={"pause": [0, 1], "patience": 20, "reports": 3},
+        question={"pause": [0, 1], "reports": 3},
         budget="{trials: 5}",
         cpus=1,
     )
@@ -47,6 +47,8 @@ def test_a_lost_node_costs_no_trial(cluster, tmp_path: Path):
     wait_for(lambda: all(place.exists() for place in places), "both trials")
     (worker,) = cluster.worker_nodes
     kill_raylet(worker)
+    wait_for(lambda: "its worker died" in driver.said, "the notice of the loss")
+    (folder.path / "go_on").touch()
     assert driver.wait(timeout=200) == 0
     assert "state complete" in driver.said
     records = folder.records()

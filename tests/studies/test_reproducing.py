@@ -41,7 +41,7 @@ eval: {kv: {task: same, size: 16, batch_size: 16}}
 resources: {cpus: 2}
 """
 
-pytestmark = pytest.mark.usefixtures("local_ray", "without_mlflow")
+pytestmark = pytest.mark.usefixtures("local_ray", "module_without_mlflow")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(local_ray, shared, tmp_path_factory) -> events.StudyResult:
+def whole(local_ray, module_without_mlflow, shared, tmp_path_factory) -> events.StudyResult:
     file = tmp_path_factory.mktemp("files") / "whole.yaml"
     file.write_text(STUDY)
     return run_study(file, storage=shared)

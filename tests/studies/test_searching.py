@@ -19,7 +19,7 @@ from memarch.studies.records.store import StudyFolder, find_study, show_study
 helpers = load_sibling("driver_study")
 run, write_study = helpers.run, helpers.write_study
 
-pytestmark = pytest.mark.usefixtures("local_ray", "without_mlflow")
+pytestmark = pytest.mark.usefixtures("local_ray", "module_without_mlflow")
 
 KV = "eval/kv/exact_match"
 
@@ -30,7 +30,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def earlier(local_ray, shared, tmp_path_factory) -> events.StudyResult:
+def earlier(local_ray, module_without_mlflow, shared, tmp_path_factory) -> events.StudyResult:
     file = write_study(tmp_path_factory.mktemp("files"), name="earlier", budget="{trials: 8}")
     return run(file, shared)
 
