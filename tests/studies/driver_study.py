@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from memarch.studies.driver import events
 from memarch.studies.driver.events import StudyResult
 from memarch.studies.driver.sessions import resume_study, run_study
 
@@ -85,6 +86,17 @@ def run(file: Path, storage: Path, **arguments: Any) -> StudyResult:
         cost_function=f"{TRIALS}:cost",
         **arguments,
     )
+
+
+class Log(list[events.Event]):
+    def __call__(self, event: events.Event) -> None:
+        self.append(event)
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self if isinstance(event, kind)]
+
+    def notices(self) -> str:
+        return "\n".join(event.message for event in self.of(events.Notice))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ CUT_AT = 8
 
 
 def spec() -> dict[str, Any]:
-    path = Path(__file__).with_name("test_training.py")
+    path = Path(__file__).with_name("training_spec.py")
     found = importlib.util.spec_from_file_location("training_specs", path)
     assert found is not None
     assert found.loader is not None

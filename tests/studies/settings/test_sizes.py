@@ -25,7 +25,7 @@ from memarch.studies.training.session import Session
 from memarch.studies.training.trainer import SessionTrainer
 from memarch.studies.training.training import train
 
-TRIALS = Path(__file__).with_name("driver_trials.py")
+TRIALS = Path(__file__).parents[1] / "driver_trials.py"
 FILE = """
 study: {name: equal, design: grid, objective: {eval/kv/exact_match: maximize}, finalists: 0}
 match: {cost/state_floats: [32, 256], tolerance: 10%}

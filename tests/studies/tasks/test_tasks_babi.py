@@ -15,7 +15,7 @@ from memarch.studies.tasks.babi import Babi, _guess_seen
 from memarch.studies.tasks.babi_release import Question, find_file, open_release, parse
 from memarch.studies.tasks.base import build_task
 
-DATA = Path(__file__).parents[1] / "data" / "babi"
+DATA = Path(__file__).parents[2] / "data" / "babi"
 
 
 def babi(task: str | list[str] = "qa1", data: Path = DATA, **settings: object) -> Babi:

@@ -111,6 +111,7 @@ def test_show_has_the_documented_shape(tmp_path):
         "trials": [
             record(0, "complete")
             | {"spec": {"model": {}}, "seed": 1, "converged": True, "failure": None, "solved": {}}
+            | {"copy_of": None}
         ],
         "sizes": [],
         "best": [0],

@@ -26,7 +26,7 @@ TRIALS = 60
 SECONDS = 1.2
 """A trial's time; those below wait for minutes, in their first attempt, after a checkpoint."""
 FIRST, LATER = 9, (33, 34)
-DRIVER = Path(__file__).with_name("cluster_study.py")
+DRIVER = Path(__file__).parents[1] / "cluster_study.py"
 
 
 def paused(folder: StudyFolder, number: int) -> int | None:

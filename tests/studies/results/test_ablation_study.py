@@ -17,7 +17,7 @@ from memarch.studies.results.replicates import replicates
 
 pytestmark = pytest.mark.usefixtures("local_ray", "module_without_mlflow")
 
-TRIALS = Path(__file__).with_name("ablation_trials.py")
+TRIALS = Path(__file__).parents[1] / "ablation_trials.py"
 
 CHANCE = """
 study:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from driver_study import write_study
+from training_spec import make_spec
 
 from memarch.studies.driver.sessions import run_study
 from memarch.studies.records.store import StudyFolder, read_json
 from memarch.studies.training.trial import run_trial
 
-TRIALS = Path(__file__).with_name("two_part_trials.py")
+TRIALS = Path(__file__).parents[1] / "two_part_trials.py"
 
 
 @pytest.mark.usefixtures("local_ray", "without_mlflow")
@@ -34,8 +35,6 @@ def test_a_study_deals_training_and_evaluation_apart(tmp_path):
 
 
 def test_a_trial_in_two_parts_gives_what_it_gives_in_one(tmp_path):
-    from test_training import make_spec
-
     reports: list[int] = []
 
     def report(step: int, metrics: dict[str, float]) -> bool:

@@ -17,7 +17,7 @@ from memarch.studies.training.team import Team
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("team")
-    script = Path(__file__).with_name("team_training.py")
+    script = Path(__file__).parents[1] / "team_training.py"
     subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=300)
     return folder
 

@@ -8,16 +8,13 @@ from typing import Any
 
 import optuna
 import pytest
-from test_driver import Log, load_sibling
+from driver_study import Log, run, write_study
 
 from memarch import studies_commands
 from memarch.components.errors import SpecError
 from memarch.studies.driver import events
 from memarch.studies.driver.sessions import resume_study
 from memarch.studies.records.store import StudyFolder, find_study, show_study
-
-helpers = load_sibling("driver_study")
-run, write_study = helpers.run, helpers.write_study
 
 pytestmark = pytest.mark.usefixtures("local_ray", "module_without_mlflow")
 

@@ -15,7 +15,7 @@ from loopback import LoopbackCluster
 
 from memarch.studies.records.store import StudyFolder, show_study
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 PLUGIN = """
 from memarch.components.memory import memories, Memory
 

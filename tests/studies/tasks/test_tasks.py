@@ -19,7 +19,7 @@ from memarch.studies.tasks.base import Task, build_task, parse_settings, stream,
 from memarch.studies.tasks.collate import Collator
 from memarch.studies.tasks.generated import GeneratedTask, distinct, place
 
-BABI = str(Path(__file__).parents[1] / "data" / "babi")
+BABI = str(Path(__file__).parents[2] / "data" / "babi")
 
 GENERATED: dict[str, dict[str, Any]] = {
     "kv text": {"type": "kv_retrieval", "pairs": 6, "queries": 2},

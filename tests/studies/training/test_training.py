@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from training_spec import make_spec
 
 from memarch.arch.build import build_model
 from memarch.arch.model import MemarchModel
@@ -33,47 +34,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def make_spec(memory: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """A small resolved spec; changes go under `train`, those with a section's name into it."""
-    spec = {
-        "study": {
-            "name": "test",
-            "seeds": {"model": 1, "data": 2},
-            "objective": {"eval/kv/exact_match": "maximize"},
-        },
-        "vars": {},
-        "task": {"type": "kv_retrieval", "pairs": 2, "format": "compact", "alphabet": 4},
-        "model": {
-            "backbone": {
-                "type": "llama",
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-            },
-            "memory": copy.deepcopy(memory or {}),
-            "segment_length": 4,
-        },
-        "train": {"budget": {"steps": 8}, "batch_size": 4, "lr": 1e-2, "eval_every": 100},
-        "eval": {
-            "kv": {
-                "task": "same",
-                "split": "validation",
-                "size": 16,
-                "batch_size": 16,
-                "generate": False,
-                "sweep": {},
-                "points": [],
-            }
-        },
-        "resources": {"cpus": 1},
-        "plugins": [],
-    }
-    for section in ("task", "model", "study", "eval"):
-        spec[section] = spec[section] | changes.pop(section, {})
-    spec["train"] |= changes
-    return spec
 
 
 def ignore(step: int, metrics: dict[str, float]) -> bool:

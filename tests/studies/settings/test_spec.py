@@ -112,7 +112,7 @@ def test_metrics_inside_a_sweep_and_of_generation_may_be_objectives() -> None:
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_studies_that_ship_are_valid(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BABI", str(Path(__file__).parents[1] / "data" / "babi"))
+    monkeypatch.setenv("BABI", str(Path(__file__).parents[2] / "data" / "babi"))
     study = load_study(file, ["task.set=en"] if file.stem == "babi" else [])
     study.validate()
     schema = study_schema()

@@ -210,7 +210,7 @@ def test_plugins_are_loaded_and_their_hash_recorded(spec, tmp_path):
 
 def test_the_official_test_questions_are_scored_whole(spec, tmp_path, monkeypatch):
     """`size` cuts validation, never a test split that somebody published."""
-    babi = Path(__file__).parents[1] / "data" / "babi"
+    babi = Path(__file__).parents[2] / "data" / "babi"
     spec["task"] = {"type": "babi", "task": "qa1", "set": "en", "data": str(babi)}
     spec["eval"] = {"kv": EVALUATION | {"size": 1}}
     assert run_trial(spec, tmp_path, ignore)["state"] == "complete"

@@ -17,7 +17,7 @@ from memarch.arch.build import build_model
 from memarch.studies.tasks.base import Task, build_task
 from memarch.studies.training.evaluation import _slices, evaluate
 
-BABI = str(Path(__file__).parents[1] / "data" / "babi")
+BABI = str(Path(__file__).parents[2] / "data" / "babi")
 TASKS: dict[str, dict[str, Any]] = {
     "kv text": {"type": "kv_retrieval", "pairs": 6, "queries": 2},
     "kv compact": {"type": "kv_retrieval", "format": "compact", "pairs": 4, "value_length": 2},

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from agreement import assert_records_agree
+from driver_study import Log, run, write_study
 
 import memarch
 from memarch.components.errors import SpecError
 from memarch.studies.driver import events
 from memarch.studies.driver.sessions import resume_study
 from memarch.studies.records.store import StudyFolder, list_studies, show_study
-
-
-def load_sibling(name: str) -> Any:
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-helpers = load_sibling("driver_study")
-agreement = load_sibling("agreement")
-run, write_study = helpers.run, helpers.write_study
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -43,17 +27,6 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One storage for studies of different names, as on a user's machine."""
     return tmp_path_factory.mktemp("runs")
-
-
-class Log(list[events.Event]):
-    def __call__(self, event: events.Event) -> None:
-        self.append(event)
-
-    def of(self, kind: type) -> list[Any]:
-        return [event for event in self if isinstance(event, kind)]
-
-    def notices(self) -> str:
-        return "\n".join(event.message for event in self.of(events.Notice))
 
 
 def optuna_trials(storage: Path, name: str) -> list[optuna.trial.FrozenTrial]:
@@ -258,7 +231,7 @@ def test_what_goes_wrong_is_recorded_with_its_reason_and_the_study_goes_on(
         "COMPLETE", "FAIL", "PRUNED", "FAIL", "FAIL", "FAIL", "COMPLETE",
     ]  # fmt: skip
     assert told[2].constraints == {"not_finite": 1.0}
-    agreement.assert_records_agree(shared, "failing")
+    assert_records_agree(shared, "failing")
 
 
 @pytest.mark.usefixtures("without_mlflow")
@@ -302,7 +275,7 @@ def test_points_that_break_a_constraint_as_they_stand_cost_no_worker(shared, tmp
         assert told[trial["number"]].constraints == {"cost/state_bytes/max": 1096.0}
         folder = StudyFolder(shared, "weighed").trial(trial["number"]).path
         assert not (folder / "worker.json").exists()
-    agreement.assert_records_agree(shared, "weighed")
+    assert_records_agree(shared, "weighed")
 
 
 @pytest.mark.usefixtures("without_mlflow")
@@ -454,7 +427,7 @@ def test_a_killed_worker_costs_no_trial(shared, tmp_path, capfd):
     assert [trial["attempts"] for trial in result.trials] == [1, 2, 1]
     assert result.trials[1]["metrics"]["train/begun"] > 0
     assert "trial 1: its worker died; it goes on from its checkpoint" in log.notices()
-    agreement.assert_records_agree(shared, "killed")
+    assert_records_agree(shared, "killed")
     assert capfd.readouterr().out == ""
     _, children = mlflow_runs(shared, "killed")
     assert len(children) == 3
@@ -568,7 +541,7 @@ def test_without_its_mlflow_server_a_study_goes_on(tmp_path, monkeypatch):
     _, children = mlflow_runs(tmp_path / "runs", "alone")
     assert [children[n].info.status for n in range(2)] == ["FINISHED"] * 2
     assert children[0].data.metrics == result.trials[0]["metrics"]
-    agreement.assert_records_agree(tmp_path / "runs", "alone")
+    assert_records_agree(tmp_path / "runs", "alone")
 
 
 @pytest.mark.usefixtures("without_mlflow")
