@@ -9,7 +9,8 @@ of g cells takes u + v g, all orders take a time that is linear in S,
     layerwise    L u + S L v
 
 so the two runs tell a + b S. Whole runs, not single steps, because what a training holds of all
-segments does not fit into any cache, and getting that memory takes its time too.
+segments does not fit into any cache, and getting that memory takes its time too. n grows from 2, so
+that large models are told apart by short runs.
 
 Measurements are kept on disk, so that the same model on the same machine is always run in the same
 order: orders agree only up to rounding. `$MEMARCH_CACHE` says where, by default the user's cache
@@ -22,7 +23,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -47,7 +48,11 @@ MADE = 3
 """Counts up when measurements are made in another way: older ones are then of no use."""
 ROUNDS = 5
 PATIENCE = 3.0
-"""Seconds after which no further round begins."""
+"""Seconds after which what is measured is not measured again."""
+ENDURANCE = 15.0
+"""Seconds after which no longer runs are measured."""
+LEAST_RATE = {"sequential": 0.5, "diagonal": 0.5, "layerwise": 0.0}
+"""Of the time of n segments, how much at least another n take: noise has no further say."""
 LAYERWISE_TOKENS = 2**18
 """Tokens of all rows together up to which `auto` may hold the whole input at every layer."""
 
@@ -72,13 +77,14 @@ class Times:
 
     def seconds(self, segments: int) -> dict[str, float]:
         """What each order takes for so many segments."""
-        pairs = {name: getattr(self, name) for name in SCHEDULES}
-        half = self.n / 2
-        return {
-            name: pair[0] + (pair[1] - pair[0]) * (segments - half) / half
-            for name, pair in pairs.items()
-            if pair is not None
-        }
+        found = {}
+        for name, least in LEAST_RATE.items():
+            pair: tuple[float, float] | None = getattr(self, name)
+            if pair is not None:
+                short, long = pair
+                another = min(max(2 * (long - short), least * long), long)
+                found[name] = long + another * (segments - self.n) / self.n
+        return found
 
 
 def measured_times(
@@ -116,18 +122,43 @@ def _measure(model: MemarchModel, batch: int, n: int, how: How, *, layerwise: bo
         states = model._fresh(batch).layers
         cells, work = model.cells(), _made_up_work(model, batch, n, how)
         weights = [weight for cell in cells for weight in cell.parameters() if weight.requires_grad]
-
-        def run(name: str, part: list[Work]) -> Callable[[], None]:
-            def whole() -> None:
-                tops, after = SCHEDULES[name](cells, part, states, how)
-                _backward([*tops, *flatten(after)], [*(item.x for item in part), *weights])
-
-            return whole
-
         names = [name for name in SCHEDULES if layerwise or name != "layerwise"]
-        runs = {(name, m): run(name, work[:m]) for m in (n // 2, n) for name in names}
-        seconds = _side_by_side(runs, model.device)
-    return Times(n, **{name: (seconds[name, n // 2], seconds[name, n]) for name in names})
+
+        def seconds(segments: int) -> dict[str, float]:
+            found, part = {}, work[:segments]
+            inputs = [*(item.x for item in part), *weights]
+            for name in names:
+                started = _now(model.device)
+                tops, after = SCHEDULES[name](cells, part, states, how)
+                _backward([*tops, *flatten(after)], inputs)
+                found[name] = _now(model.device) - started
+            return found
+
+        m, short, long = _grown(seconds, n)
+    return Times(m, **{name: (short[name], long[name]) for name in names})
+
+
+def _grown(
+    seconds: Callable[[int], dict[str, float]], n: int
+) -> tuple[int, dict[str, float], dict[str, float]]:
+    """m, at most n, with the seconds of each order over m / 2 and over m segments.
+
+    Shorter runs warm up for longer ones. Quick ones run in several rounds, of which the least
+    counts.
+    """
+    started = time.perf_counter()
+    m, short, long = 2, seconds(1), seconds(2)
+    while m < n and time.perf_counter() - started < ENDURANCE:
+        m, short, long = 2 * m, long, seconds(2 * m)
+    for _ in range(ROUNDS):
+        if time.perf_counter() - started > PATIENCE:
+            break
+        short, long = _least(short, seconds(m // 2)), _least(long, seconds(m))
+    return m, short, long
+
+
+def _least(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {name: min(one[name], other[name]) for name in one}
 
 
 def _made_up_work(model: MemarchModel, batch: int, n: int, how: How) -> list[Work]:
@@ -153,31 +184,10 @@ def _backward(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         torch.autograd.grad(outputs, inputs, ones, allow_unused=True)
 
 
-def _side_by_side(
-    runs: Mapping[tuple[str, int], Callable[[], object]], device: torch.device
-) -> dict[tuple[str, int], float]:
-    """The least time of each, in rounds of all of them.
-
-    The first round warms up, unless its runs take so long that it hardly matters.
-    """
-    started = time.perf_counter()
-    best = {name: _timed(run, device) for name, run in runs.items()}
-    for rounds in range(ROUNDS):
-        if time.perf_counter() - started > PATIENCE:
-            break
-        for name, run in runs.items():
-            seconds = _timed(run, device)
-            best[name] = min(seconds, best[name]) if rounds else seconds
-    return best
-
-
-def _timed(run: Callable[[], object], device: torch.device) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    started = time.perf_counter()
-    run()
-    wait()
-    return time.perf_counter() - started
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _key(model: MemarchModel, batch: int, n: int, how: How, layerwise: bool) -> str:

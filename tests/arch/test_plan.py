@@ -60,7 +60,7 @@ def test_auto_takes_what_is_fastest_at_this_length(times: dict[str, Any]) -> Non
     chosen = model.resolved_schedule(2, 4 * 8)
     assert chosen.schedule == "diagonal"
     assert chosen.grouped_steps == 8 + 3 - 1
-    assert chosen.reason == "measured: sequential 1.3 times as long, layerwise 4.4 times as long"
+    assert chosen.reason == "measured: sequential 1.3 times as long, layerwise 4.3 times as long"
     times["times"] = Times(4, sequential=(6.0, 12.0), diagonal=(44.0, 48.0))
     chosen = model.resolved_schedule(2, 4 * 8)
     assert (chosen.schedule, chosen.grouped_steps) == ("sequential", 24)
@@ -99,6 +99,36 @@ def test_what_is_measured_follows_from_what_is_possible(times: dict[str, Any]) -
     assert build(DELTANET).resolved_schedule(5).schedule == "diagonal"  # of unknown length
     assert build(ARMT).resolved_schedule(64, 32).schedule == "diagonal"
     assert times["asked"] == [(8, 8, True), (8, 8, False), (8, 48, False), (64, 8, False)]
+
+
+@pytest.mark.parametrize(
+    ("diagonal", "expected"),
+    [((6.0, 10.0), 18.0), ((10.0, 10.0), 15.0), ((2.0, 10.0), 20.0)],
+)
+def test_noise_does_not_make_long_inputs_free(
+    diagonal: tuple[float, float], expected: float
+) -> None:
+    times = Times(4, sequential=(9.0, 12.0), diagonal=diagonal, layerwise=(4.0, 4.0))
+    assert times.seconds(8) == {"sequential": 18.0, "diagonal": expected, "layerwise": 4.0}
+
+
+def test_what_runs_grow_to_ends_with_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    def grown(endurance: float) -> tuple[int, list[int]]:
+        lengths: list[int] = []
+
+        def seconds(segments: int) -> dict[str, float]:
+            lengths.append(segments)
+            return {"sequential": segments + 1 / len(lengths)}
+
+        monkeypatch.setattr(measured, "ENDURANCE", endurance)
+        m, short, long = measured._grown(seconds, 8)
+        assert short["sequential"] == m // 2 + 1 / (len(lengths) - 1)
+        assert long["sequential"] == m + 1 / len(lengths)
+        return m, lengths
+
+    assert grown(100.0) == (8, [1, 2, 4, 8, *[4, 8] * measured.ROUNDS])
+    monkeypatch.setattr(measured, "PATIENCE", -1.0)
+    assert grown(-1.0) == (2, [1, 2])
 
 
 def test_nothing_is_measured_where_there_is_no_choice(times: dict[str, Any]) -> None:
