@@ -10,7 +10,8 @@ import pytest
 from ablation_documents import LOSS, MATCH, document
 
 from memarch.search_spaces.study_file import StudyFile
-from memarch.studies.records.differences import best_rows, study_differences
+from memarch.studies.driver.redefining import refusal
+from memarch.studies.records.differences import Difference, best_rows, study_differences
 from memarch.studies.settings.spec import load_study
 
 BASE = """
@@ -94,6 +95,22 @@ def test_ablations_differ_by_baseline_settings_and_equivalence(load: Load) -> No
     against = told(load(), first)
     assert against["study.design"] == ("all", "ablation")
     assert against["ablation"][1]["baseline"] == "rmt"
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("ablation.equivalence", ""),
+        ("match.tolerance", ""),
+        ("ablation.settings.more", "its settings are the variants, which stay as they began"),
+        ("variants.more", "they are one categorical choice, which stays as it began"),
+        ("match.levels", "the trials so far ran with the old value"),
+        ("solve.model.memory.main.num_tokens.solve", "the trials so far ran with the old value"),
+    ],
+)
+def test_what_of_these_a_resumed_study_may_change(path: str, why: str) -> None:
+    study = {"design": "ablation", "sampler": {"type": "tpe"}}
+    assert refusal(Difference(path, 1, 2), study) == why
 
 
 def test_results_are_of_the_best_setting_by_its_mean_as_show_ranks_them() -> None:
