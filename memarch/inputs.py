@@ -59,7 +59,7 @@ def resolve_one(
 
 def what_runs(study: StudyFile, variant: str) -> str:
     """What the study's design does with a variant's ranges, in words."""
-    from memarch.search_spaces.sizing import LEVEL
+    from memarch.search_spaces.ranges import LEVEL
 
     design, space = study.study["design"], study.space(variant)
     if design in ("search", "grid"):
