@@ -20,7 +20,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     nodes.add_node(num_cpus=1)
     yield nodes
     nodes.shutdown()
@@ -47,7 +49,7 @@ def test_a_lost_node_costs_no_trial(cluster, tmp_path: Path):
     wait_for(lambda: all(place.exists() for place in places), "both trials")
     (worker,) = cluster.worker_nodes
     kill_raylet(worker)
-    wait_for(lambda: "its worker died" in driver.said, "the notice of the loss")
+    wait_for(lambda: "its machine was lost" in driver.said, "the notice of the loss")
     (folder.path / "go_on").touch()
     assert driver.wait(timeout=200) == 0
     assert "state complete" in driver.said
