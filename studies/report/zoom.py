@@ -125,8 +125,8 @@ const zoomable = (svg) => {
   };
   const set = (wanted) => {
     const ends = {x: narrowed(wanted.x, whole.x), y: narrowed(wanted.y, whole.y)};
-    const all = ["x", "y"].every((name) => ends[name].every((end, i) => end === whole[name][i]));
-    zoom(all ? whole : ends);
+    const open = ["x", "y"].every((name) => ends[name].every((end, i) => end === whole[name][i]));
+    zoom(open ? whole : ends);
   };
   const reset = () => zoom(whole);
   again.addEventListener("click", reset);
