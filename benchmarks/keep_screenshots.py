@@ -28,10 +28,11 @@ def keep(page: Page, name: str) -> None:
 
 def report(page: Page, address: str) -> None:
     page.goto(address)
-    page.locator("svg g[data-t]:has(.ring)").nth(2).hover(force=True)
+    page.locator("svg g[data-t]:has(.ring)").nth(4).hover(force=True)
     page.wait_for_timeout(300)
     keep(page, "report")
     page.mouse.move(5, 5)
+    page.set_viewport_size({"width": 1240, "height": 1320})
     page.locator("#What_mattered").evaluate("section => section.scrollIntoView()")
     page.locator("#Parameters_crossed button").nth(1).click()
     page.locator("#What_mattered").evaluate("section => section.scrollIntoView()")
@@ -82,6 +83,8 @@ def mlflow(page: Page, name: str, server: str) -> None:
     if more.count():
         more.first.click()
     page.wait_for_timeout(1000)
+    for tag in page.get_by_text("memarch.path").all():
+        tag.evaluate("tag => tag.parentElement.style.visibility = 'hidden'")
     keep(page, "mlflow_study")
 
 
@@ -99,7 +102,7 @@ def main() -> None:
             executable_path=shutil.which("chromium"),
             args=["--no-sandbox", "--enable-unsafe-swiftshader"],
         )
-        page = browser.new_page(viewport={"width": 1240, "height": 1180})
+        page = browser.new_page(viewport={"width": 1240, "height": 1210})
         report(page, Path(path).absolute().as_uri())
         page = browser.new_page(viewport={"width": 1500, "height": 950})
         mlflow(page, name, server)

@@ -171,4 +171,5 @@ def _of_variants(records: Records) -> Table:
         ]
         for trial in rows
     ]
-    return Table("", ["variant", "settings", *goals, *costs.values()], body, numbers=2)
+    scores = board.headings(goals, costs.values()).values()
+    return Table("", ["variant", "settings", *scores, *costs.values()], body, numbers=2)
