@@ -13,7 +13,7 @@ from report_study import write_finished_study
 
 from memarch import show
 from memarch.studies.records.store import read_json, write_json
-from memarch.studies.report import formats
+from memarch.studies.report import formats, parent_run
 from memarch.studies.report.records import Records
 from memarch.studies.report.write import write_report
 from memarch.studies.results.ablation import conclusions
@@ -95,6 +95,11 @@ def test_a_report_has_them_over_their_seeds(tmp_path: Path) -> None:
     assert f">{row[6]}</td>" in section.partition("</section>")[0]
     assert f"| {row[6]} |" in formats.markdown(records)
     assert row[6] in formats.latex(records)
+    told = parent_run._metrics(records, {})
+    count = len(best.trials)
+    for part, value in {"": (count - 1) / 20, "/median": (count - 1) / 20, "/seeds": count}.items():
+        assert told[TEST + part] == pytest.approx(value)
+    assert "### On the test split\n\n| variant" in parent_run._note(records, "#")
     columns = next(csv.reader(formats.trials_csv(records).splitlines()))
     assert TEST in columns
     assert json.loads(json.dumps(records.finalists[0].row()))["seeds"] == [
