@@ -43,7 +43,8 @@ def fill(place: Path) -> Path:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_full_disk_stops_the_study_which_resumes(small_disk, tmp_path):
+def test_a_full_disk_stops_the_study_which_resumes(small_disk, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMARCH_SERVER_WAIT", "2")  # MLflow's file is on the full disk, too
     filled: list[Path] = []
 
     def listen(event: events.Event) -> None:
