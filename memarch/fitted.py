@@ -33,26 +33,29 @@ class Fitted:
     table: Table
     kept: int
 
-    def __post_init__(self) -> None:
-        for column in self.table.columns:
-            column.no_wrap = column.justify == "right"
-
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown, left_out = copy(self.table), list[str]()
-        shown.columns = list(self.table.columns)
+        shown.columns = [copy(column) for column in self.table.columns]
+        longest = []
+        for column in shown.columns:
+            sizes = [console.measure(cell) for cell in (column.header, *column.cells)]
+            longest.append(max(size.maximum for size in sizes))
+            words = max(size.minimum for size in sizes)
+            column.width = longest[-1] if column.justify == "right" else words
         needed = _needed(console, options, shown)
-        if not console.is_terminal:
-            yield from console.render(shown, options.update_width(max(options.max_width, needed)))
-            return
-        while len(shown.columns) > self.kept and needed > options.max_width:
+        width = options.max_width if console.is_terminal else max(options.max_width, needed)
+        while len(shown.columns) > self.kept and needed > width:
             left_out.insert(0, str(shown.columns.pop().header).replace("\n", ""))
             needed = _needed(console, options, shown)
-        yield shown
+        spare = max(0, width - needed)
+        for column, most in zip(shown.columns, longest, strict=False):
+            more = min(spare, most - (column.width or 0))
+            column.width, spare = (column.width or 0) + more, spare - more
+        yield from console.render(shown, options.update_width(width))
         if left_out:
-            words = (
-                f"no room for {', '.join(left_out)}: a wider terminal, --json and the report have"
-            )
-            yield Text(f"{words} {'it' if len(left_out) == 1 else 'them'}", style="dim")
+            missing, them = ", ".join(left_out), "it" if len(left_out) == 1 else "them"
+            note = f"no room for {missing}: a wider terminal, --json and the report have {them}"
+            yield Text(note, style="dim")
 
 
 def _needed(console: Console, options: ConsoleOptions, table: Table) -> int:
