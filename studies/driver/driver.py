@@ -136,7 +136,7 @@ class Driver:
                 self.objective,
                 self.settings["design"],
                 self.asking.planned,
-                sum(record["state"] in FINISHED for record in self.records.values()),
+                len(self._finished()),
             )
         )
         for note in [*notes, *self.places.notes()]:
@@ -298,9 +298,12 @@ class Driver:
 
     def _work_is_left(self) -> bool:
         """Whether some trial surely has to run."""
-        done = [r for r in self.records.values() if r["state"] in FINISHED and not is_copy(r)]
         planned = self.asking.planned
-        return planned is None or len(done) < planned
+        return planned is None or len(self._finished()) < planned
+
+    def _finished(self) -> list[Json]:
+        """Of the trials that ran themselves: copies count for nothing."""
+        return [r for r in self.records.values() if r["state"] in FINISHED and not is_copy(r)]
 
     def _elapsed(self) -> float:
         return self.elapsed_before + time.monotonic() - self.session_started

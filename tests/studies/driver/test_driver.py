@@ -330,6 +330,9 @@ def test_equal_specs_are_run_once(shared, tmp_path):
             original["spec"]["model"],
         )
         assert (copy["metrics"], copy["attempts"]) == (original["metrics"], 0)
+    log = Log()
+    resume_study("repeated", storage=shared, on_event=log)
+    assert [event.finished for event in log.of(events.StudyStarted)] == [14]
 
 
 @pytest.mark.usefixtures("without_mlflow")
