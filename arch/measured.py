@@ -93,17 +93,21 @@ def measured_times(
     """The times of this model, from disk where they are known. `batch` rows, gradients as set."""
     met = _MET.setdefault(model, {})
     trained = tuple(weight.requires_grad for weight in model.parameters())
-    n = _measured_length(len(model.view.layers), segments, how)
+    n = _measured_length(len(model.view.layers), segments, how, layerwise=layerwise)
     key = (batch, n, how, layerwise, _circumstances(model), trained)
     if key not in met:
         met[key] = _kept_times(model, batch, n, how, layerwise=layerwise)
     return met[key]
 
 
-def _measured_length(layers: int, segments: int, how: How) -> int:
-    """n: with half of it all layers are at work once, and graphs are captured and run."""
+def _measured_length(layers: int, segments: int, how: How, *, layerwise: bool) -> int:
+    """n: as near to S as can be where what is held grows with S, in training and layer by layer.
+
+    Elsewhere half of n has all layers at work once, and graphs captured and run.
+    """
     enough = 2 * (layers + 2 * WARM_UP if how.graphs else layers)
-    return 2 ** (min(segments, 2 * enough - 1).bit_length() - 1)
+    grows = layerwise or torch.is_grad_enabled()
+    return 2 ** ((segments if grows else min(segments, 2 * enough - 1)).bit_length() - 1)
 
 
 def _kept_times(model: MemarchModel, batch: int, n: int, how: How, *, layerwise: bool) -> Times:

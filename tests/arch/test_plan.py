@@ -90,7 +90,15 @@ def test_sequential_stays_unless_another_order_is_a_tenth_faster(
 def test_half_of_what_is_measured_has_all_layers_at_work_where_the_input_is_so_long(
     layers: int, segments: int, graphs: bool, n: int
 ) -> None:
-    assert measured._measured_length(layers, segments, How(graphs=graphs)) == n
+    how = How(graphs=graphs)
+    with torch.no_grad():
+        assert measured._measured_length(layers, segments, how, layerwise=False) == n
+
+
+def test_what_holds_more_the_longer_the_input_is_measured_at_its_length() -> None:
+    with torch.no_grad():
+        assert measured._measured_length(4, 100, How(), layerwise=True) == 64
+    assert measured._measured_length(4, 100, How(), layerwise=False) == 64
 
 
 def test_what_is_measured_follows_from_what_is_possible(times: dict[str, Any]) -> None:
