@@ -9,8 +9,9 @@ of g cells takes u + v g, all orders take a time that is linear in S,
     layerwise    L u + S L v
 
 so the two runs tell a + b S. Whole runs, not single steps, because what a training holds of all
-segments does not fit into any cache, and getting that memory takes its time too. n grows from 2, so
-that large models are told apart by short runs.
+segments does not fit into any cache, and getting that memory takes its time too. Of
+two runs in turn the faster one counts: the first finds neither memory nor kernels ready, which a
+training does from its second step on. Where that would take too long, n is smaller.
 
 Measurements are kept on disk, so that the same model on the same machine is always run in the same
 order: orders agree only up to rounding. `$MEMARCH_CACHE` says where, by default the user's cache
@@ -49,8 +50,8 @@ MADE = 3
 ROUNDS = 5
 PATIENCE = 3.0
 """Seconds after which what is measured is not measured again."""
-ENDURANCE = 15.0
-"""Seconds after which no longer runs are measured."""
+BUDGET = 20.0
+"""Seconds that measuring every order once may take: n is halved until it does."""
 LEAST_RATE = {"sequential": 0.5, "diagonal": 0.5, "layerwise": 0.0}
 """Of the time of n segments, how much at least another n take: noise has no further say."""
 LAYERWISE_TOKENS = 2**18
@@ -128,41 +129,32 @@ def _measure(model: MemarchModel, batch: int, n: int, how: How, *, layerwise: bo
         weights = [weight for cell in cells for weight in cell.parameters() if weight.requires_grad]
         names = [name for name in SCHEDULES if layerwise or name != "layerwise"]
 
-        def seconds(segments: int) -> dict[str, float]:
-            found, part = {}, work[:segments]
-            inputs = [*(item.x for item in part), *weights]
-            for name in names:
-                started = _now(model.device)
-                tops, after = SCHEDULES[name](cells, part, states, how)
-                _backward([*tops, *flatten(after)], inputs)
-                found[name] = _now(model.device) - started
-            return found
+        def seconds(name: str, segments: int) -> float:
+            part = work[:segments]
+            started = _now(model.device)
+            tops, after = SCHEDULES[name](cells, part, states, how)
+            _backward([*tops, *flatten(after)], [*(item.x for item in part), *weights])
+            return _now(model.device) - started
 
-        m, short, long = _grown(seconds, n)
-    return Times(m, **{name: (short[name], long[name]) for name in names})
+        return _times(names, n, lambda *of: min(seconds(*of), seconds(*of)))
 
 
-def _grown(
-    seconds: Callable[[int], dict[str, float]], n: int
-) -> tuple[int, dict[str, float], dict[str, float]]:
-    """m, at most n, with the seconds of each order over m / 2 and over m segments.
-
-    Shorter runs warm up for longer ones. Quick ones run in several rounds, of which the least
-    counts.
-    """
+def _times(names: Sequence[str], n: int, seconds: Callable[[str, int], float]) -> Times:
+    """The least of some rounds, at n segments or at as many as there is time for."""
     started = time.perf_counter()
-    m, short, long = 2, seconds(1), seconds(2)
-    while m < n and time.perf_counter() - started < ENDURANCE:
-        m, short, long = 2 * m, long, seconds(2 * m)
+    runs_a_segment = 2 * (1 + 1 / 2)
+    expected = runs_a_segment * sum(seconds(name, 2) / 2 for name in names)
+    while n > 2 and n * expected > BUDGET:
+        n //= 2
+    best: dict[str, tuple[float, float]] = {}
     for _ in range(ROUNDS):
+        for name in names:
+            found = seconds(name, n // 2), seconds(name, n)
+            known = best.get(name, found)
+            best[name] = min(found[0], known[0]), min(found[1], known[1])
         if time.perf_counter() - started > PATIENCE:
             break
-        short, long = _least(short, seconds(m // 2)), _least(long, seconds(m))
-    return m, short, long
-
-
-def _least(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    return {name: min(one[name], other[name]) for name in one}
+    return Times(n, **best)
 
 
 def _made_up_work(model: MemarchModel, batch: int, n: int, how: How) -> list[Work]:

@@ -120,23 +120,22 @@ def test_noise_does_not_make_long_inputs_free(
     assert times.seconds(8) == {"sequential": 18.0, "diagonal": expected, "layerwise": 4.0}
 
 
-def test_what_runs_grow_to_ends_with_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    def grown(endurance: float) -> tuple[int, list[int]]:
-        lengths: list[int] = []
+def test_what_takes_long_is_measured_at_fewer_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "ROUNDS", 2)
+    asked: list[tuple[str, int]] = []
 
-        def seconds(segments: int) -> dict[str, float]:
-            lengths.append(segments)
-            return {"sequential": segments + 1 / len(lengths)}
+    def seconds(name: str, segments: int) -> float:
+        asked.append((name, segments))
+        return segments * (1.0 if name == "sequential" else 0.5) + 1 / len(asked)
 
-        monkeypatch.setattr(measured, "ENDURANCE", endurance)
-        m, short, long = measured._grown(seconds, 8)
-        assert short["sequential"] == m // 2 + 1 / (len(lengths) - 1)
-        assert long["sequential"] == m + 1 / len(lengths)
-        return m, lengths
-
-    assert grown(100.0) == (8, [1, 2, 4, 8, *[4, 8] * measured.ROUNDS])
-    monkeypatch.setattr(measured, "PATIENCE", -1.0)
-    assert grown(-1.0) == (2, [1, 2])
+    names = ["sequential", "diagonal"]
+    monkeypatch.setattr(measured, "BUDGET", 1000.0)
+    times = measured._times(names, 64, seconds)
+    assert (times.n, times.layerwise) == (64, None)
+    assert asked == [*((name, 2) for name in names), *[(n, k) for n in names for k in (32, 64)] * 2]
+    assert times.sequential == (32 + 1 / 7, 64 + 1 / 8)  # the least of both rounds
+    monkeypatch.setattr(measured, "BUDGET", 60.0)  # 64 segments take 3 * 1.5 * 64 = 288 seconds
+    assert measured._times(names, 64, seconds).n == 8
 
 
 def test_nothing_is_measured_where_there_is_no_choice(times: dict[str, Any]) -> None:
