@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from memarch.fitted import Fitted, heading
 from memarch.studies.results import leaderboard as board
+from memarch.tables import Fitted, table
 
 Row = Mapping[str, Any]
 WIDTH = 140
@@ -35,15 +34,6 @@ def console() -> Console:
     """Standard output; as wide as the terminal, or wide enough for a table where it is none."""
     found = Console()
     return found if found.is_terminal else Console(width=WIDTH)
-
-
-def table(title: str, headings: Sequence[str], right: Sequence[str] = ()) -> Table:
-    """An empty table in the house's style; columns named in `right` hold numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name in headings:
-        side: JustifyMethod = "right" if name in right else "left"
-        made.add_column(heading(name), justify=side, overflow="fold")
-    return made
 
 
 def components(found: Sequence[Row]) -> None:
@@ -131,7 +121,7 @@ def study(document: board.Document, *, seeds: bool = False) -> None:
     out = console()
     several = board.several_seeds(document)
     if several or document.get("ablation"):
-        from memarch import show_seeds
+        from memarch import show_seeds  # statistics need numpy
 
         if several:
             out.print(show_seeds.settings(document, hint=not seeds), crop=False)

@@ -7,12 +7,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from memarch.fitted import Fitted
-from memarch.show import table
 from memarch.studies.results import leaderboard as board
 from memarch.studies.results.ablation import Comparison, comparisons
 from memarch.studies.results.finalists import COLUMNS, finalists
 from memarch.studies.results.replicates import Replicates, replicates
+from memarch.tables import Fitted, table
 
 COSTS = {"cost/state_bytes": "state", "cost/flops_per_token": "FLOPs/token"}
 """The costs beside settings over their seeds; each trial's table has them all."""

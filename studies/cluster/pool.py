@@ -11,9 +11,10 @@ from typing import Any
 import ray
 
 from memarch.components.errors import SpecError
+from memarch.studies.cluster.jobs import Job
 from memarch.studies.cluster.mailbox import Key
 from memarch.studies.cluster.resources import Size
-from memarch.studies.cluster.workers import Job, Worker
+from memarch.studies.cluster.workers import Worker
 from memarch.studies.driver.deaths import result_of_death
 from memarch.studies.driver.failures import StudyStoppedError, result_of
 from memarch.studies.records.store import Json

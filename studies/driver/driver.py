@@ -30,11 +30,11 @@ import ray
 from memarch.arch.spec import mechanism
 from memarch.components.errors import SpecError
 from memarch.studies.cluster.cluster import start_ray
+from memarch.studies.cluster.jobs import Job
 from memarch.studies.cluster.mailbox import Key, Message, open_mailbox
 from memarch.studies.cluster.nodes import Look, data_of, join
 from memarch.studies.cluster.pool import Pool
 from memarch.studies.cluster.resources import Size
-from memarch.studies.cluster.workers import Job
 from memarch.studies.driver import events
 from memarch.studies.driver.events import Event, StudyResult
 from memarch.studies.driver.failures import DISK_FULL, StudyStoppedError, failed, is_disk_full

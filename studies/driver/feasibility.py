@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from memarch.studies.cluster.cluster import beside_the_driver
-from memarch.studies.cluster.workers import Job, load_function, local_spec
+from memarch.studies.cluster.jobs import Job, load_function, local_spec
 from memarch.studies.driver.judging import Judge, Verdict
 from memarch.studies.records.store import Json
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ray
 
+from memarch.studies.cluster.jobs import Job
 from memarch.studies.cluster.mailbox import Key
 from memarch.studies.cluster.pool import Pool
 from memarch.studies.cluster.resources import Size
-from memarch.studies.cluster.workers import Job
 from memarch.studies.driver.stopping import GO_ON, Stopping
 from memarch.studies.records.store import StudyFolder
 

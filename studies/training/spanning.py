@@ -16,14 +16,12 @@ import sys
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memarch.studies.cluster.heartbeat import HaltedError, Heartbeat
+from memarch.studies.cluster.jobs import Job, load_function, local_spec
 from memarch.studies.cluster.resources import Size
 from memarch.studies.records.store import Json, read_json, this_process, write_json, write_text
-
-if TYPE_CHECKING:
-    from memarch.studies.cluster.workers import Job
 
 JOIN_SECONDS = 24 * 3600
 """How long processes wait for each other: the leader evaluates while the others stand by."""
@@ -90,7 +88,6 @@ def _process(config: Json) -> None:
     import torch
 
     from memarch.studies.cluster.mailbox import Reporter
-    from memarch.studies.cluster.workers import load_function, local_spec
     from memarch.studies.training.team import Team
 
     for name in ALONE:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich import box
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 LONGEST_LINE = 12
 """A heading that is longer goes on in the next line, after a slash, a line or a space."""
+
+
+def table(title: str, headings: Sequence[str], right: Sequence[str] = ()) -> Table:
+    """An empty table in the house's style; columns named in `right` hold numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name in headings:
+        side: JustifyMethod = "right" if name in right else "left"
+        made.add_column(heading(name), justify=side, overflow="fold")
+    return made
 
 
 def heading(name: str) -> str:

@@ -8,9 +8,9 @@ import re
 import pytest
 from rich.console import Console
 
-from memarch.fitted import heading
 from memarch.show import leaderboard
 from memarch.studies.results.leaderboard import headings
+from memarch.tables import heading
 
 METRIC = "eval/kv/exact_match"
 TRIALS = [
