@@ -80,6 +80,8 @@ def test_the_best_of_one_objective_is_one():
     rows = [row(0, 0.5), row(1, 0.9), row(2, 0.9), row(3, 1.0, state="pruned")]
     assert ranked(rows, a="maximize") == ([[1]], [[2], [0]])
     assert ranked(rows, a="minimize") == ([[0]], [[1], [2]])
+    rows[1]["metrics"]["cost/state_bytes"] = 512.0  # of equals the smaller state
+    assert ranked(rows, a="maximize") == ([[2]], [[1], [0]])
 
 
 def test_replicates_count_by_their_mean():
