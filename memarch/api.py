@@ -9,6 +9,7 @@ from typing import Any
 from memarch.arch.build import build_model
 from memarch.arch.model import MemarchModel
 from memarch.arch.spec import ModelSpec
+from memarch.components.errors import SpecError
 from memarch.components.plugins import load_plugins
 from memarch.inputs import find_trial, open_study, resolve_one
 from memarch.search_spaces.study_file import StudyFile
@@ -43,16 +44,20 @@ def build(
 def load(
     model: str | Path, *, storage: str | Path | None = None, plugins: Sequence[str | Path] = ()
 ) -> MemarchModel:
-    """A saved model: its folder, or `STUDY/NUMBER`. `plugins`: the files that its memory is in."""
+    """A saved model: its folder, or `STUDY/NUMBER`. `plugins`: the files that its memory is in.
+
+    Raises SpecError where there is neither.
+    """
     load_plugins(plugins)
     path = Path(model)
     if not path.exists():
         from memarch.studies.records.store import storage_folder
 
         trial = find_trial(str(model), storage_folder(storage))
-        if trial is not None:
-            load_plugins((trial.spec or {}).get("plugins") or [])
-            path = trial.path
+        if trial is None:
+            raise SpecError(f"there is no folder {str(model)!r}; a trial is written STUDY/NUMBER")
+        load_plugins((trial.spec or {}).get("plugins") or [])
+        path = trial.path
     inside = path / "model"
     return MemarchModel.from_pretrained(inside if inside.is_dir() else path)
 

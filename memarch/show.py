@@ -197,7 +197,7 @@ def leaderboard(document: board.Document) -> RenderableType:
     notes = []
     if floors:
         listed = ", ".join(f"{name} {value:.3f}" for name, value in sorted(floors.items()))
-        notes.append(f"floors of {main}: {listed}; below the higher one nothing is recalled")
+        notes.append(f"floors of {main}: {listed}; at or below the higher one it may be guessed")
     notes += board.left_out(document)
     if not rows:
         notes.append("no trial has finished yet")

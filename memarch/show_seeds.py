@@ -64,7 +64,7 @@ def settings(document: board.Document, *, hint: bool) -> RenderableType:
     floors = board.floors(document["trials"], metric)
     if floors:
         listed = ", ".join(f"{name} {value:.3f}" for name, value in sorted(floors.items()))
-        notes.append(f"floors of {metric}: {listed}; below the higher one nothing is recalled")
+        notes.append(f"floors of {metric}: {listed}; at or below the higher one it may be guessed")
     if hint:
         notes.append(f"`memarch study show {document['name']} --seeds` shows every trial")
     return Group(Fitted(made, kept=4 + drawn), *(Text(note, style="dim") for note in notes))

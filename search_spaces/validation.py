@@ -14,6 +14,7 @@ from memarch.arch.settings import join, show
 from memarch.components.errors import SpecError
 from memarch.search_spaces.document import Node
 from memarch.search_spaces.first_points import first_points
+from memarch.search_spaces.ranges import LEVEL
 from memarch.search_spaces.resolution import DRAWN
 from memarch.search_spaces.sizing import UnreachableError
 
@@ -31,7 +32,7 @@ def validate(file: StudyFile) -> list[str]:
     for variant in file.variants:
         hashes[variant], changing = _check_values(file, variant)
         for name, changes in changing.items():
-            idle[name] = idle.get(name, True) and not changes
+            idle[name] = idle.get(name, name != LEVEL) and not changes
     _check_first(file)
     _check_racing(file)
     return [

@@ -49,6 +49,7 @@ def setting_words(rank: int, one: Replicates) -> list[str]:
     interval = "-" if one.interval is None else f"{one.interval[0]:.3f} to {one.interval[1]:.3f}"
     runs = len(one.trials) + len(one.others)
     seeds = str(runs) if not one.others else f"{len(one.trials)} of {runs}"
+    seeds += f" ({one.unconverged}*)" if one.unconverged else ""
     return [
         f"{rank} =" if one.tied and rank > 1 else str(rank),
         one.variant or "model",
@@ -73,7 +74,7 @@ def leaderboard(records: Records) -> str:
         words = setting_words(rank, one)
         shown = one.metrics()
         cells = [cell(words[0], rank), names(records, one.trials[0])[1], cell(words[2])]
-        cells += [cell(words[3], class_="num"), cell(words[4], one.mean, "num strong")]
+        cells += [cell(words[3], class_="num"), cell(words[4], one.mean, _look(records, one.mean))]
         cells.append(cell(words[5], one.interval and one.interval[0], "num"))
         cells.append(cell(words[6], one.median, "num"))
         cells += [cell(words[7], min(one.scores), "num"), cell(words[8], one.solved, "num")]
@@ -82,7 +83,8 @@ def leaderboard(records: Records) -> str:
     head = [*SETTING_COLUMNS, *costs.values()]
     note = "Settings over their seeds, by the mean. = marks what the seeds cannot tell from the "
     note += "best; solved counts seeds that reached the top. Results over seeds are often of two "
-    note += "kinds: look at median and range before the mean."
+    note += "kinds: look at median and range before the mean. * counts seeds that were still "
+    note += "getting better when their budget ended."
     made = table(head, body, right=head[3:])
     every = f"<details><summary>Every trial</summary>{trials}</details>"
     return f"<p class=note>{note}</p>{_floors(records)}{made}{every}"
@@ -93,8 +95,15 @@ def _floors(records: Records) -> str:
         return ""
     floors = sorted(records.floors.items())
     words = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in floors)
-    note = f"<p class=note>Floors, which need no memory: {escape(words)}. A score at or below "
-    return note + "the higher one is grey: nothing was recalled. Baselines are in italics.</p>"
+    note = f"<p class=note>Floors, what guesses reach: {escape(words)}. A "
+    return note + "score at or below the higher one is grey. Baselines are in italics.</p>"
+
+
+def _look(records: Records, score: float | None) -> str:
+    """Of a score: grey at or below the higher floor."""
+    floor = max(records.floors.values(), default=None)
+    low = score is not None and floor is not None and records.maximize and score <= floor
+    return "num low" if low else "num strong"
 
 
 def _trials(records: Records) -> str:
@@ -104,7 +113,6 @@ def _trials(records: Records) -> str:
         return "<p class=note>No trial has finished yet.</p>"
     goals, costs = board.columns(document, rows)
     seed = board.several_seeds(document)
-    floor = max(records.floors.values(), default=None)
     scores = board.headings(goals, costs.values()).values()
     head = ["rank", "trial", "variant", "settings", *scores, *costs.values()]
     body = []
@@ -112,8 +120,7 @@ def _trials(records: Records) -> str:
         cells = [cell(rank), *names(records, trial), cell(board.settings(trial, seed=seed))]
         for goal in goals:
             value = board.score(trial, goal)
-            low = value is not None and floor is not None and records.maximize and value <= floor
-            look = "num low" if low and goal == records.metric else "num strong"
+            look = _look(records, value) if goal == records.metric else "num strong"
             cells.append(cell(board.figure(trial, goal), value, look))
         cells += [cell(board.cost(trial, c), board.score(trial, c), "num") for c in costs]
         body.append(row(records, trial, cells))

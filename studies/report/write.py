@@ -167,7 +167,7 @@ def _ablation(records: Records) -> str:
 _FRONT = (
     "Each mark is a setting: the median of its seeds, with a line over their range. Ringed "
     "settings are the front: no other one is as good for less. Dashed lines are floors, what a "
-    "model without memory can reach. Point at a mark for its values, click to keep them. Drag a "
+    "guess reaches. Point at a mark for its values, click to keep them. Drag a "
     "rectangle in this or another chart to zoom, or turn the wheel with Ctrl; a double click shows "
     "all again."
 )

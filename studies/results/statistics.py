@@ -135,9 +135,12 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def mean_interval(scores: Sequence[float], ends: Ends | None = None) -> tuple[float, float] | None:
-    """95 % interval of a mean over seeds, by the same two methods; None below two seeds."""
+    """95 % interval of a mean over seeds, by the same two methods; None below three seeds.
+
+    Of two seeds no method here holds what it states.
+    """
     values = np.asarray(scores, float)
-    if len(values) < 2:
+    if len(values) < 3:
         return None
     if ends is None:
         interval = _paired(values)

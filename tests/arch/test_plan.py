@@ -120,6 +120,13 @@ def test_noise_does_not_make_long_inputs_free(
     assert times.seconds(8) == {"sequential": 18.0, "diagonal": expected, "layerwise": 4.0}
 
 
+def test_a_gain_that_grouping_cannot_give_is_not_believed() -> None:
+    times = Times(4, sequential=(6.0, 12.0), diagonal=(1.0, 2.0), layerwise=(1.0, 2.0))
+    assert times.plausible(layers=3)
+    assert not times.plausible(layers=2)
+    assert not replace(times, layerwise=(1.0, 1.0)).plausible(layers=3)
+
+
 def test_what_takes_long_is_measured_at_fewer_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "ROUNDS", 2)
     asked: list[tuple[str, int]] = []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import memarch
+from memarch.components.errors import SpecError
 
 MODEL = """
 task: {type: kv_retrieval, pairs: 2, format: compact}
@@ -29,6 +30,11 @@ def test_every_name_resolves() -> None:
     assert all(getattr(memarch, name) is not None for name in memarch.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         memarch.nothing  # noqa: B018
+
+
+def test_a_model_that_is_not_there_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"no folder 'nothere'; a trial is written STUDY/NUMBER"):
+        memarch.load("nothere", storage=tmp_path)
 
 
 def test_build_write_generate_save_load(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_equal_scores_differ_by_nothing() -> None:
 def test_one_seed_shows_nothing() -> None:
     assert compare([1.0], [0.0]) is None
     assert mean_interval([1.0]) is None
+    assert mean_interval([0.4, 0.6], Ends(0.0, 1.0)) is None
 
 
 def test_hedges_corrects_cohens_d_for_few_pairs() -> None:
