@@ -10,7 +10,7 @@ from rich.text import Text
 from memarch.studies.results import leaderboard as board
 from memarch.studies.results.ablation import Comparison, comparisons
 from memarch.studies.results.finalists import COLUMNS, finalists
-from memarch.studies.results.replicates import Replicates, replicates
+from memarch.studies.results.replicates import Replicates, at_levels, replicates
 from memarch.tables import Fitted, table
 
 COSTS = {"cost/state_bytes": "state", "cost/flops_per_token": "FLOPs/token"}
@@ -56,7 +56,13 @@ def settings(document: board.Document, *, hint: bool) -> RenderableType:
         cells += [board.figure(means, name) for name in others]
         cells += [board.cost(means, name) for name in costs]
         made.add_row(*cells, style="bold" if rank == 1 else None)
-    notes = []
+    notes = [
+        f"at {level:.12g}: "
+        + ", ".join(
+            f"{one.variant} {board.figure({'metrics': {metric: one.mean}}, metric)}" for one in best
+        )
+        for level, best in at_levels(rows).items()
+    ]
     if tied:
         notes.append("= cannot be told from the first: the interval of the difference holds zero")
     if any(row.unconverged for row in rows):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from memarch.studies.report.records import Records, label
 from memarch.studies.results import leaderboard as board
-from memarch.studies.results.replicates import Replicates
+from memarch.studies.results.replicates import Replicates, at_levels
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
@@ -74,6 +74,9 @@ def answer(records: Records) -> str:
     if tied:
         many = "1 other setting" if len(tied) == 1 else f"{len(tied)} other settings"
         words.append(f"The seeds cannot tell it from {many}.")
+    for level, rows in at_levels(memories).items():
+        scores = ", ".join(f"{escape(one.variant)} {_score(records, one)}" for one in rows)
+        words.append(f"At {level:.12g}: {scores}.")
     baselines: dict[str, Replicates] = {}
     for one in records.points:
         if one.variant in board.BASELINES and one is not best:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
+from memarch.search_spaces.ranges import LEVEL
 from memarch.studies.results import leaderboard as board
 from memarch.studies.results.leaderboard import seed_of
 from memarch.studies.results.statistics import Ends, compare, mean_interval
@@ -118,6 +119,19 @@ def replicates(document: Document) -> list[Replicates]:
     share = is_share(metric, maximize, study)
     best = found[order[0]] if order and len(goals) == 1 else []
     return [_replicates(found[i], best, metric, study, share) for i in order]
+
+
+def at_levels(rows: Sequence[Replicates]) -> dict[float, list[Replicates]]:
+    """By level of `match`, where there are several: the best setting of each variant, best first.
+
+    `rows` are in their order.
+    """
+    found: dict[float, dict[str, Replicates]] = {}
+    for row in rows:
+        if LEVEL in row.params:
+            found.setdefault(row.params[LEVEL], {}).setdefault(row.variant, row)
+    several = {level: list(found[level].values()) for level in sorted(found)}
+    return several if len(several) > 1 else {}
 
 
 def is_lost(trial: Trial) -> bool:

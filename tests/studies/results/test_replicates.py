@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ablation_documents import LOSS, document
 
-from memarch.studies.results.replicates import replicates, solved_at
+from memarch.studies.results.replicates import at_levels, replicates, solved_at
 
 
 def names(shown: dict[str, Any]) -> list[str]:
@@ -62,6 +62,21 @@ def test_what_counts_as_solved_is_what_stops_training_early() -> None:
         row["spec"]["train"]["early_stop"] = {"on": None, "above": 0.94, "patience": 2}
     assert replicates(shown)[0].solved == 2
     assert solved_at({"spec": {"train": {"early_stop": "none"}}}, "eval/kv/exact_match") == 0.999
+
+
+def test_settings_of_several_levels_are_compared_level_by_level() -> None:
+    shown = document({"a": [0.9, 0.8], "b": [0.5, 0.6], "c": [0.2, 0.2], "none": [0.0, 0.0]})
+    places = {"a": ("rmt", 4096), "b": ("armt", 1024), "c": ("rmt", 1024)}
+    for row in shown["trials"]:
+        if row["variant"] in places:
+            row["variant"], level = places[row["variant"]]
+            row["params"] = {"match.level": level}
+    found = at_levels(replicates(shown))
+    assert {level: [one.variant for one in rows] for level, rows in found.items()} == {
+        1024: ["armt", "rmt"],
+        4096: ["rmt"],
+    }
+    assert at_levels(replicates(document({"a": [0.9], "b": [0.5]}))) == {}
 
 
 def test_single_seeds_are_neither_tied_nor_given_an_interval() -> None:
