@@ -205,7 +205,7 @@ class Resolver:
         """The nearest of all names that an expression could have used, else the vars."""
         places = [*scopes, ("vars",), ("model", "backbone"), ("model",)]
         nodes = [node for place in places if (node := self.root.get(*place)) is not None]
-        names = {str(key) for node in nodes if node.is_map for key, _ in node.children()}
+        names = {str(key) for node in nodes if node.is_map for key, _ in node.children()} - {name}
         near = did_you_mean(name, names)
         variables = self.root.get("vars")
         known = list(variables.value) if variables is not None and variables.is_map else []
