@@ -9,9 +9,9 @@ of g cells takes u + v g, all orders take a time that is linear in S,
     layerwise    L u + S L v
 
 so the two runs tell a + b S. Whole runs, not single steps, because what a training holds of all
-segments does not fit into any cache, and getting that memory takes its time too. Of
-two runs in turn the faster one counts: the first finds neither memory nor kernels ready, which a
-training does from its second step on. Where that would take too long, n is smaller.
+segments does not fit into any cache, and getting that memory takes its time too. Of two runs in
+turn the faster one counts: the first finds neither memory nor kernels ready, which a training does
+from its second step on. Where that would take too long, n is smaller.
 
 Measurements are kept on disk, so that the same model on the same machine is always run in the same
 order: orders agree only up to rounding. `$MEMARCH_CACHE` says where, by default the user's cache

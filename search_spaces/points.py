@@ -45,17 +45,26 @@ def _points(drawn: Drawn, name: str, settings: Mapping[str, Any]) -> Iterator[di
         yield {"name": _point_name(changes), "set": changes, "spec": changed}
 
 
-def concrete_stages(drawn: Drawn, stage_keys: Sequence[str]) -> list[dict[str, Any]]:
+def concrete_stages(
+    drawn: Drawn, sample: Sequence[Any], stage_keys: Sequence[str]
+) -> list[dict[str, Any]]:
     """The stages of training with what each sets, by key path, as values.
 
-    `stage_keys`: what a stage may change under `train`.
+    `sample`: what training draws for every batch without them. `stage_keys`: what a stage may
+    change under `train`.
     """
     stages = drawn.spec.get("train", {}).get("stages") or []
-    return [_concrete(drawn, index, stage, stage_keys) for index, stage in enumerate(stages)]
+    return [
+        _concrete(drawn, index, stage, sample, stage_keys) for index, stage in enumerate(stages)
+    ]
 
 
 def _concrete(
-    drawn: Drawn, index: int, stage: Mapping[str, Any], stage_keys: Sequence[str]
+    drawn: Drawn,
+    index: int,
+    stage: Mapping[str, Any],
+    sample: Sequence[Any],
+    stage_keys: Sequence[str],
 ) -> dict[str, Any]:
     place = f"train.stages.{index}.set"
     for path in stage["set"]:
@@ -69,14 +78,14 @@ def _concrete(
             raise drawn.error(
                 f"train.{key} holds for the whole run; a stage may change {known}", place
             )
-    sample = sampled_values(there)
-    if sample != sampled_values(drawn):
+    own = sampled_values(there)
+    if own != sample:
         changes |= {
             join(*path): get(there.spec, path)
             for path in drawn.resolver.sampled
             if path not in there.resolver.sampled
         }
-        changes["train.sample"] = sample
+        changes["train.sample"] = own
     return dict(stage) | {"set": changes}
 
 

@@ -233,10 +233,10 @@ class StudyFile:
         spec["vars"] = dict(drawn.resolver.used_vars)
         spec["plugins"] = [str(path) for path in self.plugins]
         spec["eval"] = with_points(drawn)
-        stages = concrete_stages(drawn, self.schema.stage_keys)
+        sample = sampled_values(drawn)
+        stages = concrete_stages(drawn, sample, self.schema.stage_keys)
         if stages:
             spec["train"] = spec["train"] | {"stages": stages}
-        sample = sampled_values(drawn)
         if sample:
             spec["train"]["sample"] = sample
         record = restored(spec, drawn.resolver.unresolved)

@@ -19,7 +19,7 @@ from memarch.search_spaces.resolution import DRAWN
 from memarch.search_spaces.sizing import UnreachableError
 
 if TYPE_CHECKING:
-    from memarch.search_spaces.study_file import StudyFile
+    from memarch.search_spaces.study_file import Resolved, StudyFile
 
 
 def validate(file: StudyFile) -> list[str]:
@@ -27,32 +27,32 @@ def validate(file: StudyFile) -> list[str]:
     _check_budget(file)
     if file.study.get("design") == "grid" or _type(file.study.get("sampler")) == "grid":
         _check_finite(file)
-    hashes: dict[str, str] = {}
+    bases: dict[str, Resolved] = {}
     idle: dict[str, bool] = {}
     for variant in file.variants:
-        hashes[variant], changing = _check_values(file, variant)
+        bases[variant], changing = _check_values(file, variant)
         for name, changes in changing.items():
             idle[name] = idle.get(name, name != LEVEL) and not changes
     _check_first(file)
     _check_racing(file)
     return [
-        *_twins(file, hashes),
+        *_twins(file, bases),
         *file.sizing.notes(),
         *(f"{name!r} is searched, but changes nothing" for name in idle if idle[name]),
         *_of_ablation(file),
-        *_unused_vars(file),
+        *_unused_vars(file, bases),
     ]
 
 
-def _check_values(file: StudyFile, variant: str) -> tuple[str, dict[str, bool]]:
-    """The hash of the first values, and by name of a range whether its values change anything."""
+def _check_values(file: StudyFile, variant: str) -> tuple[Resolved, dict[str, bool]]:
+    """The trial of the first values, and by name of a range whether its values change anything."""
     first, space = file.first_draws(variant), file.space(variant)
-    base = file.resolve(variant, first).hash
+    base = file.resolve(variant, first)
     changing = {}
     for name, known in space.items():
         others = [value for value in known.extremes() if value != first[name]]
         found = [_hash_with(file, variant, first, name, value) for value in others]
-        changing[name] = any(one != base for one in found)
+        changing[name] = any(one != base.hash for one in found)
     with suppress(UnreachableError):
         file.resolve(variant, {name: known.extremes()[-1] for name, known in space.items()})
     return base, changing
@@ -71,11 +71,11 @@ def _hash_with(
         raise SpecError(message, path=error.path, file=error.file, line=error.line) from None
 
 
-def _twins(file: StudyFile, hashes: Mapping[str, str]) -> Iterator[str]:
+def _twins(file: StudyFile, bases: Mapping[str, Resolved]) -> Iterator[str]:
     what = "variants" if file.ablation is None else "settings"
     known: dict[str, str] = {}
-    for variant, digest in hashes.items():
-        same = known.setdefault(digest, variant)
+    for variant, base in bases.items():
+        same = known.setdefault(base.hash, variant)
         if same != variant:
             yield f"{what} {same!r} and {variant!r} are the same model and training"
 
@@ -88,14 +88,10 @@ def _of_ablation(file: StudyFile) -> list[str]:
     return file.ablation.notes(len(seeds) if isinstance(seeds, list) else 1, levels)
 
 
-def _unused_vars(file: StudyFile) -> list[str]:
+def _unused_vars(file: StudyFile, bases: Mapping[str, Resolved]) -> list[str]:
     node = file.root.get("vars")
     names = list(node.value) if node is not None else []
-    used = {
-        name
-        for variant in file.variants
-        for name in file.resolve(variant, file.first_draws(variant)).spec["vars"]
-    }
+    used = {name for base in bases.values() for name in base.spec["vars"]}
     return [f"vars.{name} is not used by any variant" for name in names if name not in used]
 
 

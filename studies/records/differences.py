@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from memarch.arch.settings import join
@@ -103,10 +104,7 @@ def _only(file: StudyFile, other: StudyFile) -> Json:
 
 
 def _written(patches: Sequence[Node]) -> Any:
-    tree = patches[0]
-    for patch in patches[1:]:
-        tree = merge(tree, patch)
-    return tree.plain()
+    return reduce(merge, patches).plain()
 
 
 def _in_all(one: Difference, by_variant: Mapping[str, Sequence[Difference]]) -> bool:
