@@ -34,3 +34,14 @@ def module_without_mlflow() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "off")
         yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order: the same numbers from one run to the next."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -5,6 +5,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+EVALUATION = {
+    "task": "same",
+    "split": "validation",
+    "size": 16,
+    "batch_size": 16,
+    "generate": False,
+    "sweep": {},
+    "points": [],
+}
+
 
 def make_spec(memory: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """A small resolved spec; changes go under `train`, those with a section's name into it."""
@@ -27,17 +37,7 @@ def make_spec(memory: dict[str, Any] | None = None, **changes: Any) -> dict[str,
             "segment_length": 4,
         },
         "train": {"budget": {"steps": 8}, "batch_size": 4, "lr": 1e-2, "eval_every": 100},
-        "eval": {
-            "kv": {
-                "task": "same",
-                "split": "validation",
-                "size": 16,
-                "batch_size": 16,
-                "generate": False,
-                "sweep": {},
-                "points": [],
-            }
-        },
+        "eval": {"kv": copy.deepcopy(EVALUATION)},
         "resources": {"cpus": 1},
         "plugins": [],
     }

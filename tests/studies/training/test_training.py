@@ -28,12 +28,7 @@ RMT = {"main": {"type": "rmt", "num_tokens": 2}}
 DELTANET = {"main": {"type": "deltanet", "heads": 2}}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ignore(step: int, metrics: dict[str, float]) -> bool:

@@ -8,57 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from training_spec import EVALUATION, make_spec
 
 from memarch.components.errors import SpecError
 from memarch.studies.tasks.base import build_task
 from memarch.studies.training import points, training, trial
 from memarch.studies.training.trial import evaluate_saved, run_trial, train_spec
 
-EVALUATION = {
-    "task": "same",
-    "split": "validation",
-    "size": 16,
-    "batch_size": 16,
-    "generate": False,
-    "sweep": {},
-    "points": [],
-}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def spec() -> dict[str, Any]:
     """A small resolved spec with RMT."""
-    return {
-        "study": {
-            "name": "test",
-            "seeds": {"model": 1, "data": 2},
-            "objective": {"eval/kv/exact_match": "maximize"},
-        },
-        "vars": {},
-        "task": {"type": "kv_retrieval", "pairs": 2, "format": "compact", "alphabet": 4},
-        "model": {
-            "backbone": {
-                "type": "llama",
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-            },
-            "memory": {"main": {"type": "rmt", "num_tokens": 2}},
-            "segment_length": 4,
-        },
-        "train": {"budget": {"steps": 4}, "batch_size": 4, "lr": 1e-2, "eval_every": 2},
-        "eval": {"kv": dict(EVALUATION)},
-        "resources": {"cpus": 1},
-        "plugins": [],
-    }
+    return make_spec({"main": {"type": "rmt", "num_tokens": 2}}, budget={"steps": 4}, eval_every=2)
 
 
 def ignore(step: int, metrics: dict[str, float]) -> bool:
